@@ -1,0 +1,38 @@
+"""Multi-task learning as multi-objective optimization, for Keras 3.
+
+Letters: `m` tasks, `b` examples in a batch, `d` the size of the shared
+representation `Z [b, d]`, `n` shared parameters, `G [m, m]` the Gram matrix of
+the task gradients, `w [m]` the task weights.
+"""
+
+import importlib.util as _importlib_util
+
+if _importlib_util.find_spec("tensorflow") is None:
+    raise ImportError(
+        "keras_mgda needs TensorFlow: pip install 'keras_mgda[cpu]', or [gpu] "
+        "or [tpu] for these devices."
+    )
+
+import keras as _keras
+
+if _keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "keras_mgda needs Keras on TensorFlow, but the backend is "
+        f"'{_keras.backend.backend()}': set KERAS_BACKEND=tensorflow before "
+        "keras is imported."
+    )
+
+from keras_mgda import weightings
+from keras_mgda.gram import gram_matrix
+from keras_mgda.layers import SharedRepresentation
+from keras_mgda.min_norm import MinNormPoint, min_norm_point
+from keras_mgda.model import MGDAModel
+
+__all__ = [
+    "MGDAModel",
+    "MinNormPoint",
+    "SharedRepresentation",
+    "gram_matrix",
+    "min_norm_point",
+    "weightings",
+]

@@ -1,0 +1,349 @@
+"""The Keras model that trains several tasks by multi-objective optimization."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from keras_mgda import cut, directions, tasks, weightings
+from keras_mgda.gradients import add, of_total, through_heads
+from keras_mgda.recording import Recording, record
+
+_some_tensor = keras.Input((1,), name="tensor")
+# What `keras.Model(inputs, outputs)` is. Keras does not export it by name.
+_Functional = type(keras.Model(_some_tensor, _some_tensor, name="model"))
+
+
+class MGDAModel(keras.Model):
+    """A `keras.Model` whose encoder moves in a direction for all of its tasks.
+
+    Of each task `t` with loss `L_t` and head variables `theta_t`, and of the
+    variables `theta` that several tasks share, one training step updates
+
+        theta_t  along  dL_t/dtheta_t,
+        theta    along  sum_t w_t dL_t/dtheta,
+
+    where the weighting chooses `w` from the Gram matrix of the task gradients.
+    The rest is Keras: `fit`, `evaluate`, `predict`, `save`, callbacks, metrics.
+
+    Made as `keras.Model` is, with a dict of outputs, one for each task:
+    `MGDAModel(inputs, {task: tensor})`, or by a subclass with its own `call`.
+    A `SharedRepresentation` has to mark where the tasks part; `from_model`
+    places it by itself.
+
+    Example:
+
+    >>> import keras, keras_mgda
+    >>> inputs = keras.Input((4,))
+    >>> z = keras.layers.Dense(3, activation="relu")(inputs)
+    >>> z = keras_mgda.SharedRepresentation()(z)
+    >>> model = keras_mgda.MGDAModel(
+    ...     inputs, {task: keras.layers.Dense(1)(z) for task in ("a", "b")}
+    ... )
+    >>> model.compile("sgd", loss={"a": "mse", "b": "mae"}, weighting="mgda")
+    >>> x, y = keras.ops.ones((8, 4)), keras.ops.ones((8, 1))
+    >>> history = model.fit(x, {"a": y, "b": y}, verbose=0)
+    >>> round(sum(model.task_weights.values()), 6)
+    1.0
+
+    References:
+        Sener & Koltun, 2018, Algorithm 2. https://arxiv.org/abs/1810.04650
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MGDAModel":
+        if cls is MGDAModel and _functional(args, kwargs):
+            cls = FunctionalMGDAModel
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not _functional(args, kwargs):
+            super().__init__(*args, **kwargs)
+            return
+        outputs = args[1] if len(args) > 1 else kwargs["outputs"]
+        if not isinstance(outputs, Mapping):
+            raise ValueError(
+                "`outputs` must be a dict, `{task: tensor}`. "
+                f"Received: {type(outputs).__name__}. Name each task, as in "
+                "`dict(zip(task_names, outputs))`."
+            )
+        _make_functional(type(self))
+        _Functional.__init__(self, *args, **kwargs)
+
+    @classmethod
+    def from_model(
+        cls, model: keras.Model, shared: str | Sequence[str] | None = None
+    ) -> "MGDAModel":
+        """The same layers and variables as a model that trains by MGDA.
+
+        Args:
+            model: a functional model whose outputs are a dict,
+                `{task: tensor}`. It shares its layers with the new one.
+            shared: the name of the layer, or layers, whose output is the shared
+                representation. `None` takes the last tensors through which
+                the trainable paths of all tasks run, and prints which.
+
+        Raises:
+            ValueError: if the model is not functional, its outputs have no
+                names, or there is no such layer or tensor.
+
+        Example:
+
+        >>> import keras, keras_mgda
+        >>> inputs = keras.Input((4,))
+        >>> z = keras.layers.Dense(3, name="encoder")(inputs)
+        >>> plain = keras.Model(
+        ...     inputs, {task: keras.layers.Dense(1)(z) for task in ("a", "b")}
+        ... )
+        >>> model = keras_mgda.MGDAModel.from_model(plain)
+        Shared representation: the output of 'encoder' (None, 3).
+        """
+        if not isinstance(model, _Functional):
+            raise ValueError(
+                "`from_model` takes a functional model. Received: "
+                f"{type(model).__name__}. In a subclassed one, derive from "
+                "`MGDAModel` and call a `SharedRepresentation` in `call`."
+            )
+        if not isinstance(model.output, Mapping):
+            raise ValueError(
+                "The outputs of the model must be a dict, `{task: tensor}`. "
+                f"Received: {type(model.output).__name__}. Name each task: "
+                "`keras.Model(model.inputs, dict(zip(task_names, "
+                "model.outputs)))`."
+            )
+        marked, places = cut.mark(model, shared)
+        if shared is None:
+            print(f"Shared representation: the output of {', '.join(places)}.")
+        return cls(marked.input, marked.output, name=model.name)
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *args: Any,
+        weighting: Any = "mgda",
+        gradients: Literal["representation", "parameters"] = "representation",
+        **kwargs: Any,
+    ) -> None:
+        """Configures training, as Keras does, and how the tasks weigh in it.
+
+        Args:
+            optimizer: as in Keras.
+            loss: a dict that gives every output its loss, as Keras takes them;
+                `None` for an output that is no task.
+            *args: as in Keras.
+            weighting: what chooses the task weights: anything that
+                `keras_mgda.weightings.get` takes.
+            gradients: which task gradients the weighting sees.
+                `"representation"` is MGDA-UB: those with respect to the shared
+                representation, at one backward pass through the encoder. Its
+                direction approximates that of `"parameters"`, exact MGDA,
+                which needs one such pass for each task and is the one that
+                ensures that no task's loss rises to first order.
+            **kwargs: as in Keras.
+
+        Raises:
+            ValueError: if the losses do not fit the outputs, or the weighting
+                does not fit the tasks or is unknown.
+        """
+        if gradients not in directions.MODES:
+            raise ValueError(
+                f"`gradients` must be one of {sorted(directions.MODES)}. "
+                f"Received: {gradients!r}."
+            )
+        outputs = self.output if isinstance(self, _Functional) else None
+        by_output = tasks.task_losses(loss, outputs)
+        task_names = [
+            name
+            for name, of_task in tasks.flatten(by_output).items()
+            if of_task is not None
+        ]
+        weighting = weightings.get(weighting)
+        weighting.build(task_names)
+        super().compile(
+            optimizer, tasks.record_values(by_output), *args, **kwargs
+        )
+        self.loss = loss
+        self._loss_by_output = by_output
+        self._task_names = task_names
+        self._weighting = weighting
+        self._gradients = gradients
+        with self.distribute_strategy.scope():
+            self._last_step = _LastStep(len(task_names))
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks, in the order in which `loss` names them."""
+        self._require_compiled()
+        return list(self._task_names)
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """The task weights of the last training step; NaN before the first."""
+        self._require_compiled()
+        values = self._last_step.task_weights.numpy().tolist()
+        return dict(zip(self._task_names, values, strict=True))
+
+    def _require_compiled(self) -> None:
+        if not self.compiled:
+            raise ValueError(
+                "The model must know its tasks. Received: a model that is not "
+                "compiled. Call `compile(loss={task: ...})` first."
+            )
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if not config:
+            return config
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **config,
+            "loss": serialize(self.loss),
+            "weighting": serialize(self._weighting),
+            "gradients": self._gradients,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One step of Algorithm 2 of Sener & Koltun, 2018."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with record() as recording:
+            y_pred = self(x, **_training(self.call))
+            total_loss = self.compute_loss(
+                x=x,
+                y=y,
+                y_pred=y_pred,
+                sample_weight=sample_weight,
+                **_training(self.compute_loss),
+            )
+        self._check_recording(recording, y_pred)
+        self._track_loss(total_loss, x)
+
+        if self.trainable_variables:
+            gradients, task_weights = self._gradients_of(recording, total_loss)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            self._last_step.task_weights.assign(task_weights)
+        else:
+            warnings.warn("The model has no trainable variables.", stacklevel=2)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _gradients_of(
+        self, recording: Recording, total_loss: tf.Tensor
+    ) -> tuple[list[Any], tf.Tensor]:
+        """The gradients in the order of `trainable_variables`, and the weights.
+
+        The optimizer keeps its slots by that order.
+        """
+        variables = self.trainable_variables
+        loss_scale = self.optimizer.scale_loss(tf.ones([]))
+        seeds, remainder = of_total(
+            recording, variables, total_loss, loss_scale
+        )
+        task_losses = tf.stack(
+            [
+                tf.cast(loss * seed, tf.float32)
+                for loss, seed in zip(
+                    recording.task_losses.values(), seeds, strict=True
+                )
+            ]
+        )
+
+        def weigh(gram: tf.Tensor) -> tf.Tensor:
+            return self._weighting(
+                _over_replicas(gram) / loss_scale**2,
+                _over_replicas(task_losses) / loss_scale,
+            )
+
+        gradients, task_weights = directions.MODES[self._gradients](
+            recording,
+            variables,
+            through_heads(recording, variables, seeds),
+            weigh,
+        )
+        # What belongs to no task enters once, outside the simplex.
+        gradients = list(map(add, gradients, remainder))
+        return gradients, task_weights
+
+    def _check_recording(self, recording: Recording, y_pred: Any) -> None:
+        tasks.check_names(self._loss_by_output, y_pred)
+        if set(recording.task_losses) != set(self._task_names):
+            raise ValueError(
+                "`compute_loss` must call the compiled loss of every task, as "
+                "`super().compute_loss(...)` does. Received: the tasks "
+                f"{self._task_names}, calls for {list(recording.task_losses)}."
+            )
+        if not recording.representations:
+            raise ValueError(
+                "A `SharedRepresentation` must mark where the tasks part. "
+                "Received: a model that calls none. Add the layer between "
+                "encoder and heads, or use `MGDAModel.from_model(model)`."
+            )
+
+    def _track_loss(self, total_loss: tf.Tensor, x: Any) -> None:
+        """As the stock step does: the loss of the batch, not of the replica."""
+        tracker = next(m for m in self.metrics if m.name == "loss")
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
+        tracker.update_state(
+            total_loss * replicas, sample_weight=tf.shape(first)[0]
+        )
+
+
+@keras.saving.register_keras_serializable("keras_mgda", name="MGDAModel")
+class FunctionalMGDAModel(MGDAModel, _Functional):  # type: ignore[misc,valid-type]
+    """What `MGDAModel(inputs, outputs)` returns.
+
+    A class of its own because Keras rewrites the bases of a class that is first
+    subclassed and then used functionally, which breaks those that came before.
+    """
+
+
+class _LastStep:
+    """What the last training step found. Not a part of the model's state."""
+
+    def __init__(self, num_tasks: int) -> None:
+        self.task_weights = tf.Variable(
+            tf.fill([num_tasks], float("nan")),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+
+def _functional(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether these hold `inputs` and `outputs`, as Keras decides it."""
+    if len(args) == 2:
+        return True
+    return "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
+
+
+def _make_functional(cls: type) -> None:
+    """Puts `FunctionalMGDAModel` for `MGDAModel` under a user's class."""
+    if issubclass(cls, FunctionalMGDAModel):
+        return
+    for parent in cls.__bases__:
+        if issubclass(parent, MGDAModel) and parent is not MGDAModel:
+            _make_functional(parent)
+    cls.__bases__ = tuple(
+        FunctionalMGDAModel if parent is MGDAModel else parent
+        for parent in cls.__bases__
+    )
+
+
+def _training(function: Callable[..., Any]) -> dict[str, bool]:
+    """`training=True` for functions that take it."""
+    takes = "training" in inspect.signature(function).parameters
+    return {"training": True} if takes else {}
+
+
+def _over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """The sum over the replicas, so that all of them solve the same problem."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

@@ -1,0 +1,116 @@
+"""What one training step leaves for its backward pass.
+
+The layers and losses of a model know where the tasks part and where each ends;
+the training step needs both. While `record()` is open, `SharedRepresentation`
+leaves its tensors here and `TaskLoss` its values. Outside of it they do
+nothing, so evaluation, prediction and export see plain Keras.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+_current: ContextVar["Recording | None"] = ContextVar(
+    "keras_mgda_recording", default=None
+)
+
+
+class Gate:
+    """The identity, whose backward pass can be shut.
+
+    A tape walks back from a loss through all that led to it, even when the
+    gradient is asked for at `Z` alone. Shut gates end that walk, so that task
+    gradients cost the heads only; open ones let the one combined gradient
+    through to the encoder, also when one representation feeds another.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Lets the gradients asked for in this block pass."""
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        @tf.custom_gradient
+        def identity(x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+            return tf.identity(x), lambda dy: dy if self._open else None
+
+        return identity(x)
+
+
+class Representation(NamedTuple):
+    """A shared representation on both sides of its gate.
+
+    Attributes:
+        encoded: `[b, ...]`, as the encoder left it.
+        read: `[b, ...]`, the same values as the heads read them.
+    """
+
+    encoded: tf.Tensor
+    read: tf.Tensor
+
+
+class Recording:
+    """The shared representations and task losses of one forward pass.
+
+    Attributes:
+        tape: the persistent tape that watched the forward pass.
+        representations: in the order in which they were met.
+        read_before: the TensorFlow variables that were read before the last
+            representation was. All variables of the encoder are among them.
+        task_losses: `{task: []}`, before `loss_weights`.
+        summands: the same values as they entered the total loss.
+        encoder_gate: shut between the heads and the encoder.
+        loss_gate: shut between the total loss and the task losses.
+    """
+
+    def __init__(self, tape: tf.GradientTape) -> None:
+        self.tape = tape
+        self.representations: list[Representation] = []
+        self.read_before: tuple[tf.Variable, ...] = ()
+        self.task_losses: dict[str, tf.Tensor] = {}
+        self.summands: dict[str, tf.Tensor] = {}
+        self.encoder_gate = Gate()
+        self.loss_gate = Gate()
+
+    def mark_representation(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Notes a shared representation; returns what the heads shall read."""
+        # A frozen encoder leaves nothing on the tape, but its representation
+        # still has task gradients.
+        self.tape.watch(encoded)
+        read = self.encoder_gate(encoded)
+        self.representations.append(Representation(encoded, read))
+        self.read_before = self.tape.watched_variables()
+        return read
+
+    def mark_task_loss(self, task: str, loss: tf.Tensor) -> tf.Tensor:
+        """Notes a task's loss; returns what shall enter the total loss."""
+        self.task_losses[task] = loss
+        self.summands[task] = self.loss_gate(loss)
+        return self.summands[task]
+
+
+@contextlib.contextmanager
+def record() -> Iterator[Recording]:
+    """Records the forward pass in this block. One per replica and step."""
+    with tf.GradientTape(persistent=True) as tape:
+        recording = Recording(tape)
+        token = _current.set(recording)
+        try:
+            yield recording
+        finally:
+            _current.reset(token)
+
+
+def current() -> Recording | None:
+    """The recording that is open here, if any."""
+    return _current.get()
