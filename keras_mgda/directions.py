@@ -23,6 +23,7 @@ from keras_mgda.gradients import (
 )
 from keras_mgda.gram import jacobian_gram
 from keras_mgda.recording import Recording
+from keras_mgda.replicas import sum_over_replicas
 
 Weigh = Callable[[tf.Tensor], tf.Tensor]
 Direction = tuple[list[Gradient], tf.Tensor]
@@ -61,7 +62,11 @@ def along_representation(
         for i in _shared_around(recording, variables, direct)
     }
 
-    task_weights = weigh(jacobian_gram([*at_cut, *around.values()]))
+    gram = sum_over_replicas(jacobian_gram(at_cut))
+    if around:
+        # Of these a replica holds a part of each entry, not some of them.
+        gram += jacobian_gram(sum_over_replicas(list(around.values())))
+    task_weights = weigh(gram)
 
     weighted = [combine(task_weights, gradients) for gradients in at_cut]
     gradients = _pull_back(recording, weighted, values(variables))
@@ -96,7 +101,9 @@ def along_parameters(
             jacobian[i] = add(jacobian.get(i), stack(by_task, m))
 
     # With all that is shared frozen there is nothing to weigh.
-    gram = jacobian_gram(jacobian) if jacobian else tf.zeros([m, m])
+    gram = tf.zeros([m, m])
+    if jacobian:
+        gram = jacobian_gram(sum_over_replicas(list(jacobian.values())))
     task_weights = weigh(gram)
 
     gradients: list[Gradient] = [None] * len(variables)

@@ -11,13 +11,19 @@ import tensorflow as tf
 from keras_mgda import cut, directions, tasks, weightings
 from keras_mgda.gradients import add, of_total, through_heads
 from keras_mgda.recording import Recording, record
+from keras_mgda.replicas import (
+    ReplicatedModel,
+    check_variables,
+    share_overflow,
+    sum_over_replicas,
+)
 
 _some_tensor = keras.Input((1,), name="tensor")
 # What `keras.Model(inputs, outputs)` is. Keras does not export it by name.
 _Functional = type(keras.Model(_some_tensor, _some_tensor, name="model"))
 
 
-class MGDAModel(keras.Model):
+class MGDAModel(ReplicatedModel):
     """A `keras.Model` whose encoder moves in a direction for all of its tasks.
 
     Of each task `t` with loss `L_t` and head variables `theta_t`, and of the
@@ -212,6 +218,7 @@ class MGDAModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of Algorithm 2 of Sener & Koltun, 2018."""
+        check_variables(self.variables)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with record() as recording:
             y_pred = self(x, **_training(self.call))
@@ -231,7 +238,9 @@ class MGDAModel(keras.Model):
             self._last_step.task_weights.assign(task_weights)
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return self._for_reduction(
+            self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        )
 
     def _gradients_of(
         self, recording: Recording, total_loss: tf.Tensor
@@ -254,13 +263,19 @@ class MGDAModel(keras.Model):
             ]
         )
 
+        if self._weighting.uses_losses:
+            task_losses = sum_over_replicas(task_losses)
+
         def weigh(gram: tf.Tensor) -> tf.Tensor:
             return self._weighting(
-                _over_replicas(gram) / loss_scale**2,
-                _over_replicas(task_losses) / loss_scale,
+                gram / loss_scale**2, task_losses / loss_scale
             )
 
-        gradients, task_weights = directions.MODES[self._gradients](
+        # Weights that do not look at the gradients need none of the encoder's.
+        mode = (
+            self._gradients if self._weighting.uses_gram else "representation"
+        )
+        gradients, task_weights = directions.MODES[mode](
             recording,
             variables,
             through_heads(recording, variables, seeds),
@@ -268,6 +283,8 @@ class MGDAModel(keras.Model):
         )
         # What belongs to no task enters once, outside the simplex.
         gradients = list(map(add, gradients, remainder))
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = share_overflow(gradients)
         return gradients, task_weights
 
     def _check_recording(self, recording: Recording, y_pred: Any) -> None:
@@ -339,11 +356,3 @@ def _training(function: Callable[..., Any]) -> dict[str, bool]:
     """`training=True` for functions that take it."""
     takes = "training" in inspect.signature(function).parameters
     return {"training": True} if takes else {}
-
-
-def _over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The sum over the replicas, so that all of them solve the same problem."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

@@ -19,7 +19,16 @@ _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 
 class Weighting(abc.ABC):
-    """A map from the Gram matrix of the task gradients to the task weights."""
+    """A map from the Gram matrix of the task gradients to the task weights.
+
+    Attributes:
+        uses_gram: whether the weights depend on the Gram matrix. If not, only
+            its shape is looked at.
+        uses_losses: whether they depend on the task losses.
+    """
+
+    uses_gram = True
+    uses_losses = False
 
     def build(self, task_names: Sequence[str]) -> None:  # noqa: B027
         """Told once, before the first call, which tasks there are.
@@ -105,6 +114,7 @@ class MGDA(Weighting):
             )
         self.normalization = normalization
         self.total = total
+        self.uses_losses = normalization in ("loss", "loss+")
 
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
@@ -125,7 +135,7 @@ class MGDA(Weighting):
         scale = tf.ones_like(squared_norms)
         if self.normalization in ("l2", "loss+"):
             scale *= tf.sqrt(squared_norms)
-        if self.normalization in ("loss", "loss+"):
+        if self.uses_losses:
             if task_losses is None:
                 raise ValueError(
                     f"`normalization='{self.normalization}'` needs the task "
@@ -143,6 +153,8 @@ class MGDA(Weighting):
 @keras.saving.register_keras_serializable(package="keras_mgda")
 class Uniform(Weighting):
     """All task weights 1: the plain sum of the task losses, as stock Keras."""
+
+    uses_gram = False
 
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
@@ -169,6 +181,8 @@ class Fixed(Weighting):
     >>> from keras_mgda import weightings
     >>> weighting = weightings.Fixed({"left": 0.3, "right": 0.7})
     """
+
+    uses_gram = False
 
     def __init__(
         self, task_weights: Mapping[str, float] | Sequence[float]
