@@ -17,16 +17,67 @@ from keras_mgda.gradients import (
     combine,
     dense,
     may_be_encoder,
+    of_total,
     reached,
     stack,
+    through_heads,
     values,
 )
 from keras_mgda.gram import jacobian_gram
 from keras_mgda.recording import Recording
 from keras_mgda.replicas import sum_over_replicas
+from keras_mgda.weightings import Weighting
 
 Weigh = Callable[[tf.Tensor], tf.Tensor]
 Direction = tuple[list[Gradient], tf.Tensor]
+
+
+def of_step(
+    recording: Recording,
+    variables: Sequence[keras.Variable],
+    total_loss: tf.Tensor,
+    *,
+    loss_scale: tf.Tensor,
+    weighting: Weighting,
+    mode: str,
+) -> Direction:
+    """What the variables move along in one training step.
+
+    Args:
+        recording: of the forward pass.
+        variables: the trainable variables of the model.
+        total_loss: `[]`, what `compute_loss` returned: the task losses times
+            their loss weights, and what belongs to no task.
+        loss_scale: `[]`, what the gradients are to be multiplied by. The
+            weighting sees them without.
+        weighting: chooses the task weights.
+        mode: which task gradients it sees, a key of `MODES`.
+
+    Returns:
+        The gradient of each variable, and the task weights `[m]`.
+    """
+    seeds, remainder = of_total(recording, variables, total_loss, loss_scale)
+    task_losses = tf.stack(
+        [
+            tf.cast(loss * seed / loss_scale, tf.float32)
+            for loss, seed in zip(
+                recording.task_losses.values(), seeds, strict=True
+            )
+        ]
+    )
+    if weighting.uses_losses:
+        task_losses = sum_over_replicas(task_losses)
+
+    def weigh(gram: tf.Tensor) -> tf.Tensor:
+        return weighting(gram / loss_scale**2, task_losses)
+
+    # Weights that do not look at the gradients need none of the encoder's.
+    direction = MODES[mode if weighting.uses_gram else "representation"]
+    gradients, task_weights = direction(
+        recording, variables, through_heads(recording, variables, seeds), weigh
+    )
+    # What belongs to no task enters once, outside the simplex.
+    return list(map(add, gradients, remainder)), task_weights
 
 
 def along_representation(

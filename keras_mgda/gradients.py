@@ -74,12 +74,22 @@ def of_total(
         For each task the derivative of `seed * total_loss` with respect to its
         loss; and the gradient of the variables that comes from regularisation
         and `add_loss`, which belong to no task.
+
+    Raises:
+        ValueError: if the total loss does not depend on a task's loss.
     """
     summands = list(recording.summands.values())
     with recording.encoder_gate.opened():
         found = recording.tape.gradient(
             total_loss, summands + values(variables), seed
         )
+    for task, of_task in zip(recording.summands, found, strict=False):
+        if of_task is None:
+            raise ValueError(
+                "`compute_loss` must return a sum that contains every task's "
+                f"loss. Received: one without that of '{task}'. Return "
+                "`super().compute_loss(...)` plus what you add."
+            )
     return found[: len(summands)], found[len(summands) :]
 
 

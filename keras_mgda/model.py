@@ -9,13 +9,11 @@ import keras
 import tensorflow as tf
 
 from keras_mgda import cut, directions, tasks, weightings
-from keras_mgda.gradients import add, of_total, through_heads
 from keras_mgda.recording import Recording, record
 from keras_mgda.replicas import (
     ReplicatedModel,
     check_variables,
     share_overflow,
-    sum_over_replicas,
 )
 
 _some_tensor = keras.Input((1,), name="tensor")
@@ -230,62 +228,29 @@ class MGDAModel(ReplicatedModel):
                 **_training(self.compute_loss),
             )
         self._check_recording(recording, y_pred)
+        recording.sort(self._task_names)
         self._track_loss(total_loss, x)
 
-        if self.trainable_variables:
-            gradients, task_weights = self._gradients_of(recording, total_loss)
-            self.optimizer.apply(gradients, self.trainable_variables)
+        variables = self.trainable_variables
+        if variables:
+            gradients, task_weights = directions.of_step(
+                recording,
+                variables,
+                total_loss,
+                loss_scale=self.optimizer.scale_loss(tf.ones([])),
+                weighting=self._weighting,
+                mode=self._gradients,
+            )
+            if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+                gradients = share_overflow(gradients)
+            # Once, and in this order: the optimizer keeps its slots by it.
+            self.optimizer.apply(gradients, variables)
             self._last_step.task_weights.assign(task_weights)
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         return self._for_reduction(
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         )
-
-    def _gradients_of(
-        self, recording: Recording, total_loss: tf.Tensor
-    ) -> tuple[list[Any], tf.Tensor]:
-        """The gradients in the order of `trainable_variables`, and the weights.
-
-        The optimizer keeps its slots by that order.
-        """
-        variables = self.trainable_variables
-        loss_scale = self.optimizer.scale_loss(tf.ones([]))
-        seeds, remainder = of_total(
-            recording, variables, total_loss, loss_scale
-        )
-        task_losses = tf.stack(
-            [
-                tf.cast(loss * seed, tf.float32)
-                for loss, seed in zip(
-                    recording.task_losses.values(), seeds, strict=True
-                )
-            ]
-        )
-
-        if self._weighting.uses_losses:
-            task_losses = sum_over_replicas(task_losses)
-
-        def weigh(gram: tf.Tensor) -> tf.Tensor:
-            return self._weighting(
-                gram / loss_scale**2, task_losses / loss_scale
-            )
-
-        # Weights that do not look at the gradients need none of the encoder's.
-        mode = (
-            self._gradients if self._weighting.uses_gram else "representation"
-        )
-        gradients, task_weights = directions.MODES[mode](
-            recording,
-            variables,
-            through_heads(recording, variables, seeds),
-            weigh,
-        )
-        # What belongs to no task enters once, outside the simplex.
-        gradients = list(map(add, gradients, remainder))
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = share_overflow(gradients)
-        return gradients, task_weights
 
     def _check_recording(self, recording: Recording, y_pred: Any) -> None:
         tasks.check_names(self._loss_by_output, y_pred)

@@ -7,7 +7,7 @@ nothing, so evaluation, prediction and export see plain Keras.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -97,6 +97,11 @@ class Recording:
         self.task_losses[task] = loss
         self.summands[task] = self.loss_gate(loss)
         return self.summands[task]
+
+    def sort(self, task_names: Sequence[str]) -> None:
+        """Puts the losses in this order, whichever Keras computed them in."""
+        self.task_losses = {task: self.task_losses[task] for task in task_names}
+        self.summands = {task: self.summands[task] for task in task_names}
 
 
 @contextlib.contextmanager
