@@ -6,6 +6,7 @@ modes differ in the task gradients whose Gram matrix chooses the weights `w`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -25,11 +26,25 @@ from keras_mgda.gradients import (
 )
 from keras_mgda.gram import jacobian_gram
 from keras_mgda.recording import Recording
-from keras_mgda.replicas import sum_over_replicas
+from keras_mgda.replicas import replica_shares, sum_over_replicas
 from keras_mgda.weightings import Weighting
 
 Weigh = Callable[[tf.Tensor], tf.Tensor]
-Direction = tuple[list[Gradient], tf.Tensor]
+
+
+class Direction(NamedTuple):
+    """The direction of one step.
+
+    Attributes:
+        gradients: of each variable.
+        task_weights: `[m]`.
+        owners: for each variable the index of the one task whose head it is a
+            part of; `None` if it is shared, or not reached.
+    """
+
+    gradients: list[Gradient]
+    task_weights: tf.Tensor
+    owners: list[int | None]
 
 
 def of_step(
@@ -43,6 +58,10 @@ def of_step(
 ) -> Direction:
     """What the variables move along in one training step.
 
+    With labels counted, the loss of a task that has `N` on this replica and
+    `N'` on all of the `r` replicas weighs `r N / N'` here, so that the sum over
+    replicas is the mean over all labelled examples.
+
     Args:
         recording: of the forward pass.
         variables: the trainable variables of the model.
@@ -53,10 +72,14 @@ def of_step(
         weighting: chooses the task weights.
         mode: which task gradients it sees, a key of `MODES`.
 
-    Returns:
-        The gradient of each variable, and the task weights `[m]`.
     """
     seeds, remainder = of_total(recording, variables, total_loss, loss_scale)
+    if recording.num_labels:
+        shares = replica_shares(list(recording.num_labels.values()))
+        seeds = [
+            seed * tf.cast(share, seed.dtype)
+            for seed, share in zip(seeds, tf.unstack(shares), strict=True)
+        ]
     task_losses = tf.stack(
         [
             tf.cast(loss * seed / loss_scale, tf.float32)
@@ -73,11 +96,11 @@ def of_step(
 
     # Weights that do not look at the gradients need none of the encoder's.
     direction = MODES[mode if weighting.uses_gram else "representation"]
-    gradients, task_weights = direction(
+    found = direction(
         recording, variables, through_heads(recording, variables, seeds), weigh
     )
     # What belongs to no task enters once, outside the simplex.
-    return list(map(add, gradients, remainder)), task_weights
+    return found._replace(gradients=list(map(add, found.gradients, remainder)))
 
 
 def along_representation(
@@ -100,9 +123,6 @@ def along_representation(
         task_gradients: from the backward passes through the heads.
         weigh: from the Gram matrix `[m, m]` to the task weights `[m]`.
 
-    Returns:
-        The gradient of each variable, and the task weights.
-
     References:
         Sener & Koltun, 2018, section 3.3, (MGDA-UB).
     """
@@ -121,12 +141,9 @@ def along_representation(
 
     weighted = [combine(task_weights, gradients) for gradients in at_cut]
     gradients = _pull_back(recording, weighted, values(variables))
-    for i, by_task in enumerate(direct):
-        if i in around:
-            gradients[i] = add(gradients[i], combine(task_weights, around[i]))
-        elif by_task:
-            (gradients[i],) = by_task.values()
-    return gradients, task_weights
+    for i, of_tasks in around.items():
+        gradients[i] = add(gradients[i], combine(task_weights, of_tasks))
+    return _with_heads(gradients, task_weights, direct)
 
 
 def along_parameters(
@@ -158,18 +175,29 @@ def along_parameters(
     task_weights = weigh(gram)
 
     gradients: list[Gradient] = [None] * len(variables)
-    for i, by_task in enumerate(direct):
-        if i in jacobian:
-            gradients[i] = combine(task_weights, jacobian[i])
-        elif by_task:
-            (gradients[i],) = by_task.values()
-    return gradients, task_weights
+    for i, of_tasks in jacobian.items():
+        gradients[i] = combine(task_weights, of_tasks)
+    return _with_heads(gradients, task_weights, direct)
 
 
 MODES = {
     "representation": along_representation,
     "parameters": along_parameters,
 }
+
+
+def _with_heads(
+    shared: list[Gradient],
+    task_weights: tf.Tensor,
+    direct: list[dict[int, Gradient]],
+) -> Direction:
+    """Adds the heads' own gradients to those of the shared variables."""
+    gradients = list(shared)
+    owners: list[int | None] = [None] * len(shared)
+    for i, by_task in enumerate(direct):
+        if shared[i] is None and by_task:
+            ((owners[i], gradients[i]),) = by_task.items()
+    return Direction(gradients, task_weights, owners)
 
 
 def _encoder_jacobian(

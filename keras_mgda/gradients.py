@@ -59,6 +59,8 @@ def through_heads(
             if gradient is not None:
                 by_task[t] = gradient
     _check_shared(recording, at_cut)
+    for by_task, read in zip(at_cut, reads, strict=True):
+        by_task.setdefault(0, tf.zeros_like(read))  # `Z` that feeds `Z` only
     return TaskGradients([stack(g, len(seeds)) for g in at_cut], direct)
 
 

@@ -1,5 +1,6 @@
 """The Keras model that trains several tasks by multi-objective optimization."""
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,19 +10,16 @@ import keras
 import tensorflow as tf
 
 from keras_mgda import cut, directions, tasks, weightings
+from keras_mgda.labels import PartlyLabelledModel
 from keras_mgda.recording import Recording, record
-from keras_mgda.replicas import (
-    ReplicatedModel,
-    check_variables,
-    share_overflow,
-)
+from keras_mgda.replicas import check_variables, share_overflow
 
 _some_tensor = keras.Input((1,), name="tensor")
 # What `keras.Model(inputs, outputs)` is. Keras does not export it by name.
 _Functional = type(keras.Model(_some_tensor, _some_tensor, name="model"))
 
 
-class MGDAModel(ReplicatedModel):
+class MGDAModel(PartlyLabelledModel):
     """A `keras.Model` whose encoder moves in a direction for all of its tasks.
 
     Of each task `t` with loss `L_t` and head variables `theta_t`, and of the
@@ -146,7 +144,13 @@ class MGDAModel(ReplicatedModel):
                 direction approximates that of `"parameters"`, exact MGDA,
                 which needs one such pass for each task and is the one that
                 ensures that no task's loss rises to first order.
-            **kwargs: as in Keras.
+            **kwargs: as in Keras; and `unlabelled`, for examples that are not
+                labelled for every task: the value that stands for a missing
+                label, `"nan"` or a number such as -1, or a dict that gives
+                each task its own, `None` for one whose labels are missing by
+                sample weight zero alone. A loss is then the mean over the
+                task's labelled examples, metrics count these only, and a task
+                without any in the batch takes no part in the step.
 
         Raises:
             ValueError: if the losses do not fit the outputs, or the weighting
@@ -164,7 +168,8 @@ class MGDAModel(ReplicatedModel):
             for name, of_task in tasks.flatten(by_output).items()
             if of_task is not None
         ]
-        weighting = weightings.get(weighting)
+        # A copy, for `build` must not change that of another model.
+        weighting = copy.copy(weightings.get(weighting))
         weighting.build(task_names)
         super().compile(
             optimizer, tasks.record_values(by_output), *args, **kwargs
@@ -220,6 +225,7 @@ class MGDAModel(ReplicatedModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with record() as recording:
             y_pred = self(x, **_training(self.call))
+            tasks.check_names(self._loss_by_output, y_pred)
             total_loss = self.compute_loss(
                 x=x,
                 y=y,
@@ -227,13 +233,13 @@ class MGDAModel(ReplicatedModel):
                 sample_weight=sample_weight,
                 **_training(self.compute_loss),
             )
-        self._check_recording(recording, y_pred)
+        self._check_recording(recording)
         recording.sort(self._task_names)
         self._track_loss(total_loss, x)
 
         variables = self.trainable_variables
         if variables:
-            gradients, task_weights = directions.of_step(
+            direction = directions.of_step(
                 recording,
                 variables,
                 total_loss,
@@ -241,19 +247,24 @@ class MGDAModel(ReplicatedModel):
                 weighting=self._weighting,
                 mode=self._gradients,
             )
+            gradients = direction.gradients
             if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
                 gradients = share_overflow(gradients)
             # Once, and in this order: the optimizer keeps its slots by it.
-            self.optimizer.apply(gradients, variables)
-            self._last_step.task_weights.assign(task_weights)
+            self._apply_where_labelled(
+                gradients,
+                variables,
+                direction.owners,
+                list(recording.num_labels.values()),
+            )
+            self._last_step.task_weights.assign(direction.task_weights)
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         return self._for_reduction(
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         )
 
-    def _check_recording(self, recording: Recording, y_pred: Any) -> None:
-        tasks.check_names(self._loss_by_output, y_pred)
+    def _check_recording(self, recording: Recording) -> None:
         if set(recording.task_losses) != set(self._task_names):
             raise ValueError(
                 "`compute_loss` must call the compiled loss of every task, as "

@@ -69,16 +69,20 @@ class Recording:
             representation was. All variables of the encoder are among them.
         task_losses: `{task: []}`, before `loss_weights`.
         summands: the same values as they entered the total loss.
+        num_labels: `{task: []}`, how many examples of this replica's batch
+            are labelled; empty if nobody counts them.
         encoder_gate: shut between the heads and the encoder.
         loss_gate: shut between the total loss and the task losses.
     """
 
     def __init__(self, tape: tf.GradientTape) -> None:
         self.tape = tape
+        self.graph = tf.compat.v1.get_default_graph()
         self.representations: list[Representation] = []
         self.read_before: tuple[tf.Variable, ...] = ()
         self.task_losses: dict[str, tf.Tensor] = {}
         self.summands: dict[str, tf.Tensor] = {}
+        self.num_labels: dict[str, tf.Tensor] = {}
         self.encoder_gate = Gate()
         self.loss_gate = Gate()
 
@@ -102,6 +106,8 @@ class Recording:
         """Puts the losses in this order, whichever Keras computed them in."""
         self.task_losses = {task: self.task_losses[task] for task in task_names}
         self.summands = {task: self.summands[task] for task in task_names}
+        if self.num_labels:
+            self.num_labels = {t: self.num_labels[t] for t in task_names}
 
 
 @contextlib.contextmanager
@@ -117,5 +123,11 @@ def record() -> Iterator[Recording]:
 
 
 def current() -> Recording | None:
-    """The recording that is open here, if any."""
-    return _current.get()
+    """The recording that is open here, if any.
+
+    A graph within that of the step, such as the one in which Keras builds a
+    model that was never called, is none of it.
+    """
+    step = _current.get()
+    here = tf.compat.v1.get_default_graph()
+    return step if step and step.graph is here else None

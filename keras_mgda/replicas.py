@@ -5,6 +5,7 @@ before the task weights are chosen makes them choose the same, so that `r`
 replicas of `b` examples train as one of `r b` does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -21,6 +22,17 @@ def sum_over_replicas(value: Any) -> Any:
     if context is None or context.num_replicas_in_sync == 1:
         return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def replica_shares(counts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`[m]`: the `r N / N'` of a replica that has `N` of all the `N'`.
+
+    Means over the replicas' parts, weighted by these and summed as gradients
+    are, with `1 / r`, are means over the whole. Zero where `N'` is.
+    """
+    own = tf.stack(counts)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return tf.math.divide_no_nan(own * replicas, sum_over_replicas(own))
 
 
 def share_overflow(gradients: list[Any]) -> list[Any]:

@@ -29,7 +29,7 @@ def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
         ValueError: if `loss` does not fit the outputs or names no task.
     """
     if outputs is not None and not isinstance(loss, (Mapping, list, tuple)):
-        loss = _map(lambda _: loss, outputs)
+        loss = map_named(lambda *_: loss, outputs)
     if not isinstance(loss, Mapping):
         raise ValueError(
             "`loss` must be a dict that gives each task its loss. "
@@ -52,16 +52,11 @@ def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
     return loss
 
 
-def record_values(loss: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def record_values(loss: Mapping[str, Any]) -> dict[str, Any]:
     """The same losses, each telling the training step its value."""
-    wrapped: dict[str, Any] = {}
-    for name, of_task in loss.items():
-        task = f"{prefix}{name}"
-        if isinstance(of_task, Mapping):
-            wrapped[name] = record_values(of_task, f"{task}/")
-        else:
-            wrapped[name] = of_task and TaskLoss(task, of_task)
-    return wrapped
+    return map_named(
+        lambda task, of_task: of_task and TaskLoss(task, of_task), loss
+    )
 
 
 def check_names(loss: Any, outputs: Any) -> None:
@@ -81,7 +76,13 @@ def check_names(loss: Any, outputs: Any) -> None:
         )
 
 
-def _map(function: Callable[[Any], Any], structure: Any) -> Any:
+def map_named(
+    function: Callable[[str, Any], Any], structure: Any, prefix: str = ""
+) -> Any:
+    """The same structure of `function(name, leaf)`, named as by `flatten`."""
     if not isinstance(structure, Mapping):
-        return function(structure)
-    return {name: _map(function, value) for name, value in structure.items()}
+        return function(prefix, structure)
+    return {
+        name: map_named(function, value, f"{prefix}/{name}" if prefix else name)
+        for name, value in structure.items()
+    }

@@ -144,7 +144,8 @@ class MGDA(Weighting):
                 )
             task_losses = tf.cast(task_losses, tf.float32)
             scale *= tf.maximum(tf.abs(task_losses), 1e-12)
-        return scale
+        # Divided by infinity, a task that diverged would look like a zero.
+        return tf.where(tf.math.is_finite(scale), scale, float("nan"))
 
     def get_config(self) -> dict[str, Any]:
         return {"normalization": self.normalization, "total": self.total}
