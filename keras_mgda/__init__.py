@@ -23,12 +23,14 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from keras_mgda import weightings
+from keras_mgda.fork import GradientFork
 from keras_mgda.gram import gram_matrix
 from keras_mgda.layers import SharedRepresentation
 from keras_mgda.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
 
 __all__ = [
+    "GradientFork",
     "MGDAModel",
     "MinNormPoint",
     "SharedRepresentation",

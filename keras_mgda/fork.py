@@ -1,0 +1,115 @@
+"""MGDA-UB as a layer, for models and training loops that are not ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_mgda import weightings
+from keras_mgda.gradients import combine, dense
+from keras_mgda.gram import jacobian_gram
+from keras_mgda.replicas import sum_over_replicas
+
+
+@keras.saving.register_keras_serializable(package="keras_mgda")
+class GradientFork(keras.layers.Layer):
+    """Hands each head its copy of `Z`, and weighs what comes back from them.
+
+    Forward it is the identity, `m` times. Backward, with `g_t = dL/dZ_t` the
+    gradient at the copy of head `t`, it gives the encoder
+
+        sum_t w_t g_t   instead of the sum of the g_t,
+
+    where the weighting chooses `w` from their Gram matrix. So any training
+    loop that differentiates the sum of the task losses makes the step of
+    `MGDAModel` with `gradients="representation"`: the `fit` of a plain
+    `keras.Model`, a hand-written one, or that of somebody else's model.
+
+    Each head has to read its own copy. What comes around the fork, as skip
+    connections do, is summed as usual and not weighed. Under a loss scale the
+    weighting sees the scaled gradients.
+
+    Args:
+        num_tasks: `m`, how many copies to hand out.
+        weighting: anything that `keras_mgda.weightings.get` takes and that
+            chooses by the Gram matrix alone, without state.
+        **kwargs: those of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: `[b, ...]`, the shared representation.
+
+    Returns:
+        A list of `m` tensors like `inputs`.
+
+    Raises:
+        ValueError: for fewer than one task, and for a weighting that looks at
+            the task losses or keeps state.
+
+    Example:
+
+    >>> import keras, keras_mgda
+    >>> inputs = keras.Input((4,))
+    >>> z = keras.layers.Dense(3, activation="relu")(inputs)
+    >>> z_a, z_b = keras_mgda.GradientFork(2)(z)
+    >>> outputs = {"a": keras.layers.Dense(1)(z_a)}
+    >>> outputs["b"] = keras.layers.Dense(1)(z_b)
+    >>> model = keras.Model(inputs, outputs)
+    >>> model.compile("sgd", loss={"a": "mse", "b": "mae"})
+
+    References:
+        Sener & Koltun, 2018, section 3.3. https://arxiv.org/abs/1810.04650
+    """
+
+    def __init__(
+        self, num_tasks: int, weighting: Any = "mgda", **kwargs: Any
+    ) -> None:
+        super().__init__(autocast=False, **kwargs)
+        if not isinstance(num_tasks, int) or num_tasks < 1:
+            raise ValueError(
+                "`num_tasks` must be a positive integer. "
+                f"Received: {num_tasks!r}."
+            )
+        weighting = weightings.get(weighting)
+        if weighting.uses_losses or getattr(weighting, "state", None):
+            raise ValueError(
+                "The weighting of a `GradientFork` must choose by the Gram "
+                "matrix alone: a backward pass knows no losses, and keeps no "
+                f"state. Received: {type(weighting).__name__} with "
+                f"{weighting.get_config()}. Use `MGDAModel` for this one."
+            )
+        weighting.build([str(task) for task in range(num_tasks)])
+        self.num_tasks = num_tasks
+        self.weighting = weighting
+        self.supports_masking = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> list[Any]:
+        if training is False:
+            return [tf.identity(inputs) for _ in range(self.num_tasks)]
+        return list(self._fork(inputs))
+
+    def _fork(self, z: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        @tf.custom_gradient
+        def fork(z: tf.Tensor) -> tuple[Any, Callable[..., tf.Tensor]]:
+            copies = tuple(tf.identity(z) for _ in range(self.num_tasks))
+            return copies, self._weighted_sum
+
+        return fork(z)
+
+    def _weighted_sum(self, *gradients: Any) -> tf.Tensor:
+        stacked = tf.stack([dense(gradient) for gradient in gradients])
+        gram = sum_over_replicas(jacobian_gram(stacked))
+        return combine(self.weighting(gram), stacked)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> list[Any]:
+        return [previous_mask] * self.num_tasks
+
+    def compute_output_shape(self, input_shape: Any) -> list[Any]:
+        return [input_shape] * self.num_tasks
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_tasks": self.num_tasks,
+            "weighting": keras.saving.serialize_keras_object(self.weighting),
+        }
