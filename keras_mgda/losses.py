@@ -24,7 +24,10 @@ class TaskLoss(keras.losses.Loss):
     def __init__(self, task: str, loss: Any) -> None:
         self.task = task
         self.loss = loss if _by_shape(loss) else _as_loss(loss)
-        super().__init__(name=getattr(self.loss, "name", None))
+        super().__init__(
+            name=getattr(self.loss, "name", None),
+            reduction=getattr(self.loss, "reduction", "sum_over_batch_size"),
+        )
 
     def __call__(
         self, y_true: Any, y_pred: Any, sample_weight: Any = None

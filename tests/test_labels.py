@@ -1,0 +1,307 @@
+"""A task counts the examples that are labelled for it, and no other."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_mgda
+from keras_mgda.labels import find_labels
+
+LOSS = {
+    "value": "mse",
+    "digit": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "weighted": "mae",
+}
+METRICS = {"value": "mae", "digit": "accuracy", "weighted": "mse"}
+UNLABELLED = {"value": "nan", "digit": -1, "weighted": None}
+NUM = 40
+
+
+class Data:
+    """Labels that are missing in three ways, and which are there."""
+
+    def __init__(self, present=0.5, seed=0):
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(size=(NUM, 6)).astype("float32")
+        self.full = {
+            "value": rng.normal(size=(NUM, 2)).astype("float32"),
+            "digit": rng.integers(0, 3, NUM),
+            "weighted": rng.normal(size=(NUM, 1)).astype("float32"),
+        }
+        self.present = {task: rng.random(NUM) < present for task in self.full}
+
+    @property
+    def y(self):
+        value = self.full["value"].copy()
+        value[~self.present["value"], 1] = np.nan  # one entry is enough
+        digit = np.where(self.present["digit"], self.full["digit"], -1)
+        return {**self.full, "value": value, "digit": digit}
+
+    @property
+    def sample_weight(self):
+        ones = np.ones(NUM, "float32")
+        present = self.present["weighted"].astype("float32")
+        return {"value": ones, "digit": ones, "weighted": present}
+
+    def part(self, start, stop):
+        rows = slice(start, stop)
+        cut = lambda by_task: {t: v[rows] for t, v in by_task.items()}  # noqa: E731
+        return self.x[rows], cut(self.y), cut(self.sample_weight)
+
+
+def build():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    z = layers.Dense(5, activation="tanh")(inputs)
+    z = keras_mgda.SharedRepresentation()(z)
+    outputs = {
+        "value": layers.Dense(2, name="value_head")(z),
+        "digit": layers.Dense(3, name="digit_head")(z),
+        "weighted": layers.Dense(1, name="weighted_head")(z),
+    }
+    return keras_mgda.MGDAModel(inputs, outputs)
+
+
+def compiled(optimizer="sgd", **options):
+    model = build()
+    options = {"metrics": METRICS, "unlabelled": UNLABELLED, **options}
+    model.compile(optimizer, LOSS, **options)
+    return model
+
+
+def values(variables):
+    return [np.array(v) for v in variables]
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, NUM])
+def test_losses_and_metrics_are_means_over_labelled_examples(batch_size):
+    data, model = Data(), compiled()
+    logs = model.evaluate(
+        *(data.x, data.y, batch_size, 0, data.sample_weight), return_dict=True
+    )
+    y_pred = model.predict(data.x, verbose=0)
+    error = {t: y_pred[t] - data.full[t].reshape(NUM, -1) for t in y_pred}
+    there = data.present
+    logits = y_pred["digit"][there["digit"]]
+    digits = data.full["digit"][there["digit"]]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = {
+        "value_loss": (error["value"][there["value"]] ** 2).mean(),
+        "value_mae": np.abs(error["value"][there["value"]]).mean(),
+        "digit_loss": -log_p[np.arange(len(digits)), digits].mean(),
+        "digit_accuracy": (logits.argmax(1) == digits).mean(),
+        "weighted_loss": np.abs(error["weighted"][there["weighted"]]).mean(),
+        "weighted_mse": (error["weighted"][there["weighted"]] ** 2).mean(),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("gradients", ["representation", "parameters"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_step_is_that_of_the_labelled_examples_alone(gradients, jit_compile):
+    """With the same examples labelled for all tasks: drop the others."""
+    data = Data()
+    together = np.arange(NUM) % 3 == 0
+    data.present = dict.fromkeys(data.present, together)
+    options = {"gradients": gradients, "jit_compile": jit_compile}
+    model = compiled(**options)
+    model.fit(data.x, data.y, NUM, sample_weight=data.sample_weight, verbose=0)
+    other = compiled(unlabelled=None, **options)
+    labelled = {task: y[together] for task, y in data.full.items()}
+    other.fit(data.x[together], labelled, NUM, verbose=0)
+    for one, two in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    for task, weight in other.task_weights.items():
+        np.testing.assert_allclose(model.task_weights[task], weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradients", ["representation", "parameters"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.01),
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    ],
+    ids=["adam", "adamw", "momentum"],
+)
+def test_a_task_without_labels_takes_no_part(optimizer, gradients):
+    data = Data()
+    data.present["value"][8:16] = False
+    model = compiled(optimizer(), gradients=gradients)
+    first, empty = data.part(0, 8), data.part(8, 16)
+    model.train_on_batch(*first)  # so that the momentum is there
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    model.train_on_batch(*empty)
+
+    for variable in model.trainable_variables:
+        stayed = np.array_equal(variable, before[variable.path])
+        assert stayed == ("value_head" in variable.path), variable.path
+    weights = model.task_weights
+    assert weights["value"] == 0.0
+    assert weights["digit"] > 0.0
+    np.testing.assert_allclose(sum(weights.values()), 1.0, rtol=1e-6)
+
+
+def test_a_batch_without_labels_does_not_enter_the_logged_loss():
+    data = Data()
+    data.present["value"][8:16] = False
+    alone = compiled().train_on_batch(*data.part(0, 8), return_dict=True)
+    x, y, sample_weight = data.part(0, 16)
+    history = compiled().fit(
+        *(x, y, 8), sample_weight=sample_weight, shuffle=False, verbose=0
+    )
+    np.testing.assert_allclose(
+        history.history["value_loss"], [alone["value_loss"]], rtol=1e-6
+    )
+
+
+def test_nothing_changes_without_any_label_and_it_says_so_once():
+    data = Data()
+    model = compiled(keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    model.train_on_batch(*data.part(0, 16))
+    state = [*model.trainable_variables, *model.optimizer.variables]
+    before = values(state)
+    data.present = {t: np.zeros(NUM, bool) for t in data.present}
+    with pytest.warns(UserWarning, match="5 training steps changed nothing"):
+        model.fit(
+            data.x, data.y, 8, sample_weight=data.sample_weight, verbose=0
+        )
+    for one, two in zip(values(state), before, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_rare_labels_do_not_scale_the_task_weights():
+    """Repeating the unlabelled part of a batch changes no task weight."""
+    data = Data()
+    model, other = compiled(), compiled()
+    x, y, w = data.part(0, 16)
+    model.train_on_batch(x, y, w)
+    nothing = {"value": np.nan, "digit": -1, "weighted": 0.0}
+
+    def with_more(task, labels, filler):
+        more = np.full((48, *labels.shape[1:]), filler, labels.dtype)
+        return np.concatenate([labels, more])
+
+    more_y = {t: with_more(t, y[t], nothing[t]) for t in y}
+    more_w = {t: with_more(t, w[t], float(t != "weighted")) for t in w}
+    other.train_on_batch(
+        np.concatenate([x, np.ones((48, 6), "float32")]), more_y, more_w
+    )
+    for task, weight in model.task_weights.items():
+        np.testing.assert_allclose(other.task_weights[task], weight, rtol=1e-5)
+
+
+def test_the_option_survives_save_and_load(tmp_path):
+    data, model = Data(), compiled()
+    arguments = {
+        "x": data.x,
+        "y": data.y,
+        "sample_weight": data.sample_weight,
+        "verbose": 0,
+        "return_dict": True,
+    }
+    before = model.evaluate(**arguments)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    after = loaded.evaluate(**arguments)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, rtol=1e-6)
+
+
+class TestFindLabels:
+    """Which entries count, against NumPy, over label and prediction shapes."""
+
+    @pytest.mark.parametrize(
+        ("label_shape", "prediction_shape"),
+        [
+            ((6,), (6, 1)),
+            ((6, 1), (6, 1)),
+            ((6, 3), (6, 3)),
+            ((6,), (6, 4)),
+            ((6, 1), (6, 4)),
+            ((6, 5), (6, 5, 4)),
+            ((6, 5, 2), (6, 5, 2)),
+        ],
+    )
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_mask_and_weights(self, label_shape, prediction_shape, weighted):
+        rng = np.random.default_rng(1)
+        y_true = rng.normal(size=label_shape).astype("float32")
+        y_true[rng.random(label_shape) < 0.4] = np.nan
+        sample_weight = rng.integers(0, 3, 6).astype("float32")
+        found = find_labels(
+            tf.constant(y_true),
+            tf.zeros(prediction_shape),
+            tf.constant(sample_weight) if weighted else None,
+            "nan",
+        )
+        present = ~np.isnan(y_true)
+        if len(label_shape) == len(prediction_shape):
+            present = present.all(axis=-1)
+        weight = np.ones(present.shape)
+        if weighted:
+            weight *= sample_weight.reshape(6, *[1] * (present.ndim - 1))
+        present = present & (weight > 0)
+        np.testing.assert_array_equal(found.mask, present)
+        np.testing.assert_allclose(found.count, present.sum())
+        scale = present.size / max(present.sum(), 1)
+        np.testing.assert_allclose(
+            found.sample_weight, present * weight * scale, rtol=1e-6
+        )
+        assert np.isfinite(found.y_true).all()
+
+    def test_under_a_keras_mask(self):
+        """Keras's mask and ours give the mean over what passes both."""
+        tokens = keras.Input((4,), dtype="int32")
+        h = layers.Embedding(9, 3, mask_zero=True)(tokens)
+        z = keras_mgda.SharedRepresentation()(h)
+        outputs = {t: layers.Dense(2, name=t)(z) for t in ("a", "b")}
+        model = keras_mgda.MGDAModel(tokens, outputs)
+        model.compile("sgd", {"a": "mse", "b": "mse"}, unlabelled="nan")
+        x = np.array([[1, 2, 0, 0], [3, 4, 5, 0], [6, 7, 8, 1]])
+        rng = np.random.default_rng(2)
+        y = {t: rng.normal(size=(3, 4, 2)).astype("float32") for t in "ab"}
+        y["a"][rng.random((3, 4)) < 0.5] = np.nan
+        logs = model.evaluate(x, y, verbose=0, return_dict=True)
+        for task, labels in y.items():
+            counts = (x > 0) & ~np.isnan(labels).any(axis=-1)
+            error = model.predict(x, verbose=0)[task] - labels
+            np.testing.assert_allclose(
+                logs[f"{task}_loss"], (error[counts] ** 2).mean(), rtol=1e-5
+            )
+
+    def test_integers_have_no_nan(self):
+        found = find_labels(tf.constant([1, 2]), tf.zeros((2, 3)), None, "nan")
+        np.testing.assert_array_equal(found.mask, [1.0, 1.0])
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "unlabelled",
+        ["missing", [1], {"value": "nan"}, {**UNLABELLED, "other": -1}],
+        ids=str,
+    )
+    def test_an_unknown_marker(self, unlabelled):
+        with pytest.raises(ValueError, match="`unlabelled` must be 'nan'"):
+            compiled(unlabelled=unlabelled)
+
+    def test_weighted_metrics(self):
+        with pytest.raises(ValueError, match="must be given as `metrics`"):
+            compiled(metrics=None, weighted_metrics=METRICS)
+
+    def test_a_sum(self):
+        loss = {**LOSS, "value": keras.losses.MeanSquaredError("sum")}
+        with pytest.raises(ValueError, match="'sum' for task 'value'"):
+            build().compile("sgd", loss, unlabelled="nan")
+
+    def test_a_task_that_the_labels_do_not_name(self):
+        model, data = compiled(), Data()
+        y = data.y
+        del y["digit"]
+        with pytest.raises(ValueError, match="must be a dict that names every"):
+            model.fit(data.x, y, verbose=0)
