@@ -22,7 +22,7 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import weightings
+from keras_mgda import datasets, weightings
 from keras_mgda.fork import GradientFork
 from keras_mgda.gram import gram_matrix
 from keras_mgda.layers import SharedRepresentation
@@ -34,6 +34,7 @@ __all__ = [
     "MGDAModel",
     "MinNormPoint",
     "SharedRepresentation",
+    "datasets",
     "gram_matrix",
     "min_norm_point",
     "weightings",

@@ -1,0 +1,131 @@
+"""The Gram matrix of the task gradients, all that a weighting looks at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+@tf.autograph.experimental.do_not_convert
+def gram_matrix(gradients: Sequence[Any]) -> tf.Tensor:
+    """Inner products of the task gradients: `G_ts = <g_t, g_s>`.
+
+    A task gradient is a structure of tensors, such as one tensor for each
+    shared variable or for each shared representation, and the inner product
+    runs over all their entries: `G_ts = sum_l <g_t[l], g_s[l]>` over the
+    leaves `l`. The batch axis of a representation is an axis like any other.
+
+    ```
+    >>> left = tf.constant([-4.0, 1.0, 1.0])
+    >>> right = tf.constant([6.0, 1.0, 1.0])
+    >>> gram_matrix([left, right]).numpy().tolist()
+    [[18.0, -22.0], [-22.0, 38.0]]
+
+    ```
+
+    Args:
+        gradients: list of `m` structures alike, one for each task. A leaf is
+            a tensor, a `tf.IndexedSlices` (rows that occur twice add up), or
+            `None` where the task does not reach it: a zero.
+
+    Returns:
+        `[m, m]`, float32. NaN and infinity in a gradient show in its row and
+        column. Products are summed in float32, or in float64 for float64
+        gradients. (TensorFlow may round the factors of float32 products, to
+        TF32 on a GPU and bfloat16 on a TPU: see
+        `tf.config.experimental.enable_tensor_float_32_execution`.)
+
+    Raises:
+        ValueError: If there is no task, or if the tasks differ in structure,
+            shape or dtype.
+    """
+    if not isinstance(gradients, (list, tuple)) or not gradients:
+        raise ValueError(
+            "`gradients` must be a list of gradients, one for each task. "
+            f"Received: {gradients}. Pass `list(gradients.values())` of a "
+            "dict, and a stacked Jacobian to `jacobian_gram`."
+        )
+    for task, gradient in enumerate(gradients):
+        _check_structure(gradients[0], gradient, task)
+
+    tasks = [tf.nest.flatten(gradient) for gradient in gradients]
+    stacked = [_stack(leaves) for leaves in zip(*tasks, strict=True)]
+    if all(leaf is None for leaf in stacked):
+        return tf.zeros([len(tasks), len(tasks)])
+    return jacobian_gram(stacked)
+
+
+@tf.autograph.experimental.do_not_convert
+def jacobian_gram(jacobian: Any) -> tf.Tensor:
+    """Gram matrix of task gradients that are stacked already: `G = J J'`.
+
+    Args:
+        jacobian: a structure of tensors `[m, ...]`, row `t` of each the
+            gradient of task `t`; `None` where no task reaches a leaf.
+
+    Returns:
+        `[m, m]`, float32, as `gram_matrix` of the rows.
+
+    Raises:
+        ValueError: If no leaf is a tensor or if their first axes differ.
+    """
+    leaves = [
+        tf.convert_to_tensor(leaf)
+        for leaf in tf.nest.flatten(jacobian)
+        if leaf is not None
+    ]
+    num_tasks = {leaf.shape[0] if leaf.shape.rank else None for leaf in leaves}
+    if len(num_tasks) != 1 or None in num_tasks:
+        raise ValueError(
+            "`jacobian` must hold tensors with the tasks as their first axis, "
+            "the same known number in each. Received: shapes "
+            f"{[str(leaf.shape) for leaf in leaves]}."
+        )
+    # One product for each leaf, however many the tasks; the rows are never
+    # concatenated, which would double the memory that the Jacobian takes.
+    return tf.add_n([_outer(leaf) for leaf in leaves])
+
+
+def _outer(leaf: tf.Tensor) -> tf.Tensor:
+    rows = tf.reshape(leaf, [leaf.shape[0], -1])
+    if rows.dtype != tf.float64:
+        rows = tf.cast(rows, tf.float32)
+    return tf.cast(tf.matmul(rows, rows, transpose_b=True), tf.float32)
+
+
+def _stack(leaves: Sequence[Any]) -> tf.Tensor | None:
+    """The same leaf of all tasks as `[m, ...]`; `None` if no task has it."""
+    tensors = [None if g is None else tf.convert_to_tensor(g) for g in leaves]
+    reached = [tensor for tensor in tensors if tensor is not None]
+    if not reached:
+        return None
+
+    first = reached[0]
+    if any(
+        not tensor.shape.is_compatible_with(first.shape)
+        or tensor.dtype != first.dtype
+        for tensor in reached
+    ):
+        raise ValueError(
+            "A leaf must have the same shape and dtype in all tasks. Received: "
+            f"{[f'{t.dtype.name} {t.shape}' for t in reached]}."
+        )
+    zeros = tf.zeros_like(first)
+    return tf.stack([zeros if t is None else t for t in tensors])
+
+
+def _check_structure(first: Any, other: Any, task: int) -> None:
+    try:
+        tf.nest.assert_same_structure(first, other)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "The gradients of all tasks must have the same structure. "
+            f"Received: {_shapes(first)} for task 0 and {_shapes(other)} for "
+            f"task {task}. Put `None` where a task does not reach a leaf."
+        ) from error
+
+
+def _shapes(gradient: Any) -> Any:
+    return tf.nest.map_structure(
+        lambda leaf: getattr(leaf, "shape", leaf), gradient
+    )

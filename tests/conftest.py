@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+import tensorflow as tf
+
+# For the strategies to have devices to run on; only possible this early.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def count_compilations(tmp_path):
+    """Counts the programs that XLA compiles while a script runs.
+
+    Tracing counts do not show a recompilation, and XLA has no counter of its
+    own: it writes each program it compiles to a file, in a new process
+    because it reads its flags once.
+    """
+
+    def count(script):
+        dump = tmp_path / "xla"
+        flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"XLA_FLAGS": flags},
+            check=True,
+        )
+        return len(list(dump.glob("*before_optimizations.txt")))
+
+    return count
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    if isinstance(val, bool | int | float | str):
+        return f"{argname}={val}"
+    return None
