@@ -17,7 +17,7 @@ demo: $(VENV)/ready
 	$(BIN)/python examples/serve.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -26,7 +26,11 @@ from keras_mgda.gradients import (
 )
 from keras_mgda.gram import jacobian_gram
 from keras_mgda.recording import Recording
-from keras_mgda.replicas import replica_shares, sum_over_replicas
+from keras_mgda.replicas import (
+    replica_shares,
+    sum_over_replicas,
+    without_collectives,
+)
 from keras_mgda.weightings import Weighting
 
 Weigh = Callable[[tf.Tensor], tf.Tensor]
@@ -223,12 +227,15 @@ def _encoder_jacobian(
         ]
 
     # One task after another: memory for one backward pass, not for m.
-    jacobian = tf.map_fn(
-        of_one_task,
-        at_cut,
-        fn_output_signature=[tf.TensorSpec(s.shape, s.dtype) for s in sources],
-        parallel_iterations=1,
-    )
+    with without_collectives("the encoder with `gradients='parameters'`"):
+        jacobian = tf.map_fn(
+            of_one_task,
+            at_cut,
+            fn_output_signature=[
+                tf.TensorSpec(s.shape, s.dtype) for s in sources
+            ],
+            parallel_iterations=1,
+        )
     by_index = dict(zip(candidates, jacobian, strict=True))
     return {i: by_index[i] for i in candidates if i in encoder}
 

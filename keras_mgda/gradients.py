@@ -111,12 +111,15 @@ def reached(
         return [False] * len(sources)
     found: list[bool] = []
 
-    @tf.function(autograph=False)
-    def traced_and_never_run() -> None:
+    def look() -> None:
         gradients = recording.tape.gradient(targets, sources)
         found.extend(gradient is not None for gradient in gradients)
 
-    traced_and_never_run.get_concrete_function()
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        look()  # may hold sums over replicas, which no other graph can
+    else:
+        # Traced, and never run.
+        tf.function(look, autograph=False).get_concrete_function()
     return found
 
 

@@ -64,4 +64,10 @@ def _as_loss(loss: Any) -> keras.losses.Loss:
     resolved = keras.losses.get(loss)
     if isinstance(resolved, keras.losses.Loss):
         return resolved
-    return _FunctionLoss(resolved, name=getattr(resolved, "__name__", "loss"))
+
+    def of_examples(y_true: Any, y_pred: Any) -> tf.Tensor:
+        # Keras takes no mean over a scalar, nor over the replicas then.
+        values = keras.ops.convert_to_tensor(resolved(y_true, y_pred))
+        return values if len(values.shape) else values[None]
+
+    return _FunctionLoss(of_examples, name="loss")

@@ -27,7 +27,6 @@ class MinNormPoint(NamedTuple):
     num_steps: tf.Tensor
 
 
-@tf.autograph.experimental.do_not_convert
 def min_norm_point(
     gram: Any,
     *,
@@ -126,9 +125,8 @@ def _compiled(method: str, max_steps: int, tolerance: float) -> Any:
     return tf.function(solve, jit_compile=True, autograph=False)
 
 
-# Never write `gram[t]` with a traced `t` below: TensorFlow would take `gram`
-# for a compile-time constant and compile the solver anew for every matrix.
-# `tf.gather` and comparisons with `tf.range` are free of that.
+# Below, `gram[t]` with a traced `t` would make `gram` a compile-time constant
+# to TensorFlow, and compile anew for every matrix. `tf.gather` does not.
 
 
 def _solve(

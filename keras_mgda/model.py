@@ -12,7 +12,11 @@ import tensorflow as tf
 from keras_mgda import cut, directions, tasks, weightings
 from keras_mgda.labels import PartlyLabelledModel
 from keras_mgda.recording import Recording, record
-from keras_mgda.replicas import check_variables, share_overflow
+from keras_mgda.replicas import (
+    check_replica,
+    share_overflow,
+    share_statistics,
+)
 
 _some_tensor = keras.Input((1,), name="tensor")
 # What `keras.Model(inputs, outputs)` is. Keras does not export it by name.
@@ -221,8 +225,8 @@ class MGDAModel(PartlyLabelledModel):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of Algorithm 2 of Sener & Koltun, 2018."""
-        check_variables(self.variables)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        check_replica(self, x)
         with record() as recording:
             y_pred = self(x, **_training(self.call))
             tasks.check_names(self._loss_by_output, y_pred)
@@ -260,6 +264,7 @@ class MGDAModel(PartlyLabelledModel):
             self._last_step.task_weights.assign(direction.task_weights)
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
+        share_statistics(self)
         return self._for_reduction(
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         )

@@ -5,11 +5,14 @@ before the task weights are chosen makes them choose the same, so that `r`
 replicas of `b` examples train as one of `r b` does.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from keras_mgda.workers import SameStart, check_same_steps, has_workers
 
 
 def sum_over_replicas(value: Any) -> Any:
@@ -64,13 +67,32 @@ class ReplicatedModel(keras.Model):
 
     Keras 3 fails under `MultiWorkerMirroredStrategy`, and with a first batch
     that the replicas cannot share evenly. What cannot be mended from here is
-    refused by `compile`.
+    refused by `compile`, or by `fit` before its first step.
     """
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            _check_supported(self)
+        _check_supported(self)
+        _check_scope(self)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if has_workers(self.distribute_strategy):
+            # The last one, when the others have loaded their checkpoints.
+            callbacks = [callbacks] if callbacks else []
+            callbacks = [*keras.tree.flatten(callbacks), SameStart()]
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+        )
 
     def test_step(self, data: Any) -> dict[str, Any]:
         return self._for_reduction(super().test_step(data))
@@ -80,10 +102,7 @@ class ReplicatedModel(keras.Model):
 
         It takes the mean over the first axis there, which a scalar lacks.
         """
-        if not isinstance(
-            self.distribute_strategy,
-            tf.distribute.MultiWorkerMirroredStrategy,
-        ):
+        if not has_workers(self.distribute_strategy):
             return logs
         return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
@@ -98,6 +117,8 @@ class ReplicatedModel(keras.Model):
         """
         strategy = self.distribute_strategy
         if strategy.num_replicas_in_sync > 1 and iterator is not None:
+            if has_workers(strategy):
+                check_same_steps(strategy, iterator)
             _, _, batches = next(iter(iterator))
             data_batch = keras.tree.map_structure(
                 lambda part: strategy.experimental_local_results(part)[0],
@@ -107,35 +128,102 @@ class ReplicatedModel(keras.Model):
         super()._maybe_symbolic_build(iterator, data_batch)
 
 
-def check_variables(variables: list[keras.Variable]) -> None:
-    """Raises unless the variables are there on every replica."""
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1 and not all(
-        strategy.extended.variable_created_in_scope(variable.value)
-        for variable in variables
-    ):
-        raise ValueError(
-            "The model must be built under the strategy that trains it. "
-            f"Received: a model with variables outside {strategy}. Build "
-            "it inside `with strategy.scope():`."
+def check_replica(model: keras.Model, x: Any) -> None:
+    """Raises unless a replica can make its training step. Called by the step.
+
+    Raises:
+        ValueError: if the model has variables outside of the strategy's scope.
+        tf.errors.InvalidArgumentError: when the step runs, if it takes batch
+            statistics and some replica has no examples.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return
+    _check_scope(model)
+    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
+    # The statistics of no examples are NaN, and spread to all replicas.
+    if first.shape[0] is None and _moving_statistics(model):
+        empty = tf.cast(tf.shape(first)[0] == 0, tf.float32)
+        tf.debugging.assert_equal(
+            sum_over_replicas(empty),
+            0.0,
+            "With batch normalization every replica must have examples in "
+            "every batch. Received: a batch of fewer examples than there are "
+            "replicas. Drop the last one, as by `dataset.batch(size, "
+            "drop_remainder=True)`.",
         )
+
+
+def share_statistics(model: keras.Model) -> None:
+    """Sets moving statistics to their mean over the replicas.
+
+    Keras's batch normalization lets each replica have its own, of which
+    evaluation and checkpoints would take the first.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    statistics = _moving_statistics(model)
+    if replicas == 1 or not statistics:
+        return
+    totals = sum_over_replicas([tf.identity(v.value) for v in statistics])
+    for variable, total in zip(statistics, totals, strict=True):
+        variable.assign(total / replicas)
+
+
+@contextlib.contextmanager
+def without_collectives(place: str) -> Iterator[None]:
+    """Says what is wrong if something is summed over replicas in this block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "merge_call" not in str(error):
+            raise
+        raise ValueError(
+            f"No layer may sum over replicas in {place}. Received: one that "
+            "does, such as `BatchNormalization(synchronized=True)`. Leave that "
+            "out, or use `gradients='representation'`."
+        ) from error
+
+
+def _moving_statistics(model: keras.Model) -> list[keras.Variable]:
+    """Those of batch normalization."""
+    return [
+        variable
+        for variable in model.non_trainable_variables
+        if variable.name in ("moving_mean", "moving_variance")
+    ]
+
+
+_SUPPORTED = (
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+    tf.distribute.OneDeviceStrategy,
+    tf.distribute.TPUStrategy,
+)
 
 
 def _check_supported(model: keras.Model) -> None:
     strategy = model.distribute_strategy
-    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-    optimizer = model.optimizer
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    with strategy.scope():
+        distributed = tf.distribute.has_strategy()
+    if distributed and not isinstance(strategy, _SUPPORTED):
+        raise ValueError(
+            "The strategy must be one of "
+            f"{[supported.__name__ for supported in _SUPPORTED]}. Received: "
+            f"{type(strategy).__name__}, which Keras 3 does not support."
+        )
+    if strategy.num_replicas_in_sync == 1:
+        return
     unsupported = {
-        "ParameterServerStrategy": isinstance(
-            strategy, tf.distribute.ParameterServerStrategy
-        ),
-        "jit_compile=True": model.jit_compile and not on_tpu,
-        "steps_per_execution > 1": model.steps_per_execution > 1 and not on_tpu,
-        "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
-        "ema_overwrite_frequency": optimizer.use_ema
-        and optimizer.ema_overwrite_frequency,
+        # A `TPUStrategy` compiles the step on its own account.
+        "jit_compile=True": model.jit_compile,
+        "steps_per_execution > 1": model.steps_per_execution > 1
+        and not isinstance(strategy, tf.distribute.TPUStrategy),
     }
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        unsupported[option] = any(
+            getattr(one, option, None)
+            for one in getattr(optimizer, "optimizers", [optimizer])
+        )
     for option, received in unsupported.items():
         if received:
             raise ValueError(
@@ -144,3 +232,16 @@ def _check_supported(model: keras.Model) -> None:
                 f"Received: {option} with "
                 f"{strategy.num_replicas_in_sync} replicas. Leave it out."
             )
+
+
+def _check_scope(model: keras.Model) -> None:
+    strategy = model.distribute_strategy
+    if strategy.num_replicas_in_sync > 1 and not all(
+        strategy.extended.variable_created_in_scope(variable.value)
+        for variable in model.variables
+    ):
+        raise ValueError(
+            "The model must be built under the strategy that trains it. "
+            f"Received: a model with variables outside {strategy}. Build "
+            "it inside `with strategy.scope():`."
+        )

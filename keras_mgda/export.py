@@ -1,0 +1,274 @@
+"""Publishing a trained model for TensorFlow Serving."""
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mgda.serving import artifact, checks, versions
+from keras_mgda.serving.config import BATCHING, batching_parameters
+from keras_mgda.serving.inputs import declared_inputs
+from keras_mgda.serving.rows import sample_rows
+from keras_mgda.serving.signatures import (
+    Answers,
+    Signature,
+    TracedModel,
+    forward,
+    signatures,
+    trace,
+)
+from keras_mgda.serving.warmup import MAX_RECORDS, Request
+from keras_mgda.serving.warmup import PATH as WARMUP
+from keras_mgda.serving.warmup import write as write_warmup
+
+# Every version is checked at these. A batch that is baked in fails at one.
+_BATCH_SIZES = (1, 3)
+
+
+def export_saved_model(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    preprocess: Any = None,
+    postprocess: Mapping[str, Callable[[tf.Tensor], Any]] | None = None,
+    tasks: Sequence[str] | None = None,
+    example_spec: Mapping[str, tf.io.FixedLenFeature] | None = None,
+    warmup: Any = None,
+    batching: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+) -> artifact.Artifact:
+    r"""Publishes a model as a version that TensorFlow Serving can load.
+
+    Writes `<directory>/<version>/`: a SavedModel, warm-up requests, and
+    batching parameters if given. It is written under a hidden name, its
+    signatures are run from the files at several batch sizes and compared with
+    the model, and then it appears with one rename. If anything is wrong nothing
+    appears.
+
+    The signatures are `serving_default`, which answers with all tasks,
+    `predict_<task>` for each task, which runs that task's part of the model
+    only, and with `example_spec`, `serve_examples`. They take the model's named
+    inputs, with any batch size, and answer a dict of named outputs, half
+    precision as float32. All call the same functions, the encoder's among
+    them, and each weight is stored once. Only what is needed to answer is
+    there: no optimizer, no task weights, no gradients. Names are kept but for
+    characters that are not letters, digits or `_`, which become `_`.
+
+    Args:
+        model: A built Keras model, functional or subclassed, whose output is a
+            flat dict `{task: tensor}`.
+        directory: The folder of versions; the model's name for clients is its
+            last part. Local, or mounted: elsewhere no rename is atomic.
+        version: The version's number. Defaults to one more than the greatest.
+        preprocess: What stands in front of the model and is served with it: a
+            `tf.function` with an `input_signature` of named specs, or a
+            functional Keras model. See `keras_mgda.serving.encoded_images`.
+        postprocess: `{task: function}` from a task's output to the tensor to
+            serve, or to a dict of them, served as `<task>_<key>`.
+        tasks: The tasks to serve. Defaults to all.
+        example_spec: `{input: tf.io.FixedLenFeature}`, for a signature that
+            takes serialized `tf.Example` records.
+        warmup: Real rows to check and warm up with: `{input: array}`, or one
+            array for a single input. By default rows are made up. A subclassed
+            model needs them: they tell its inputs, by their keys, or the name
+            of the argument of `call`.
+        batching: Fields of `batching_params.pbtxt`, see
+            `keras_mgda.serving.batching_parameters`.
+        keep: How many versions to keep. Older ones are removed, never the
+            newest and never this one. Defaults to all of them.
+
+    Returns:
+        What was written: its path, signatures and sizes. Print it.
+
+    Raises:
+        ValueError: An argument cannot be right, or the model cannot be served:
+            the message lists all that was found and how to mend it.
+        FileExistsError: `version` exists.
+        OSError: It could not be written, as on a full disk.
+
+    Example:
+
+    ```python
+    published = keras_mgda.export_saved_model(model, "saved_models/mtl")
+    print(published)
+    print(keras_mgda.serving.docker_command(published))
+    ```
+    """
+    directory = _folder_of_versions(directory)
+    _check_number("version", version)
+    _check_number("keep", keep)
+    _check_model(model)
+    versions.refuse_taken(directory, version)
+    parameters = None if batching is None else batching_parameters(batching)
+    inputs = declared_inputs(model, preprocess, warmup)
+    answers = forward(model, inputs, tasks, postprocess)
+    traced = trace(answers, inputs.specs)
+    served = signatures(traced, example_spec)
+    sizes = (batching or {}).get("allowed_batch_sizes", [])
+    rows = sample_rows(inputs.specs, warmup, max(*_BATCH_SIZES, *sizes))
+    requests = _requests(served, answers, rows, sorted({*_BATCH_SIZES, *sizes}))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with versions.staging(directory) as staged:
+            _save(traced, served, staged)
+            write_warmup(staged / WARMUP, directory.resolve().name, requests)
+            if parameters is not None:
+                (staged / BATCHING).write_text(parameters)
+            _check(staged, requests, mixed=batching is not None)
+            number = versions.publish(staged, directory, version)
+    except FileExistsError:
+        raise
+    except (OSError, tf.errors.OpError) as error:
+        raise OSError(
+            f"The model could not be written to {directory}, and no version "
+            f"was published. Received: {error}"
+        ) from error
+    if keep is not None:
+        _prune(directory, keep, number)
+    return artifact.read(directory / str(number))
+
+
+def _folder_of_versions(directory: str | os.PathLike[str]) -> Path:
+    path = Path(directory)
+    if "://" in os.fspath(directory) or (path / artifact.GRAPH).exists():
+        raise ValueError(
+            "`directory` must be a local folder of versions, not a version and "
+            f"not a URL. Received: {os.fspath(directory)!r}. Publish to a "
+            "local folder; when copying from there, copy saved_model.pb last."
+        )
+    return path
+
+
+def _check_number(name: str, value: int | None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and 0 < value < 2**63):
+        raise ValueError(
+            f"`{name}` must be a positive 64-bit integer. Received: {value!r}"
+        )
+
+
+def _check_model(model: Any) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "A SavedModel is written by Keras on TensorFlow. Received: the "
+            f"backend {keras.backend.backend()!r}. Save the model, set "
+            "KERAS_BACKEND=tensorflow, load it and publish."
+        )
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "The model must be a built keras.Model. Received: "
+            f"{model!r}. Fit it, or call it on a batch, first."
+        )
+
+
+def _requests(
+    served: Mapping[str, Signature],
+    answers: Callable[[Mapping[str, tf.Tensor]], Answers],
+    rows: Mapping[str, np.ndarray],
+    sizes: Sequence[int],
+) -> list[Request]:
+    """Requests to every signature at every batch size, and their answers."""
+    if len(served) * len(sizes) > MAX_RECORDS:
+        raise ValueError(
+            f"TensorFlow Serving takes {MAX_RECORDS} warm-up requests at most. "
+            f"Received: {len(served)} signatures at {len(sizes)} batch sizes. "
+            "Serve fewer `tasks`, or allow fewer batch sizes."
+        )
+    requests = []
+    for size in sizes:
+        some = {name: array[:size] for name, array in rows.items()}
+        answered = answers({n: tf.constant(array) for n, array in some.items()})
+        requests += [
+            Request(
+                signature=name,
+                inputs=signature.request(some),
+                answer={
+                    output: tensor.numpy()
+                    for task in signature.tasks
+                    for output, tensor in answered[task].items()
+                },
+            )
+            for name, signature in served.items()
+        ]
+    return requests
+
+
+def _save(
+    traced: TracedModel, served: Mapping[str, Signature], path: Path
+) -> None:
+    # Not `model.export()`, which tracks Keras' variables besides the tensors
+    # they wrap and so stores each weight twice.
+    module = tf.Module()
+    module.weights = traced.variables
+    module.resources = _owners(traced.resources)
+    tf.saved_model.save(
+        module,
+        str(path),
+        signatures={name: s.function for name, s in served.items()},
+        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+    )
+
+
+def _owners(handles: Sequence[Any]) -> list[Any]:
+    """The objects, as lookup tables, that initialise these handles.
+
+    A graph knows the handles that it reads and not who made them. They may be
+    anywhere: in layers, in lists of layers, in the closure of a function.
+    """
+    wanted = {id(handle) for handle in handles}
+    resource = tf.saved_model.experimental.TrackableResource
+    return [
+        thing
+        for thing in (gc.get_objects() if wanted else ())
+        # Not `isinstance`, which asks proxies for their class.
+        if issubclass(type(thing), resource)
+        and id(thing.resource_handle) in wanted
+    ]
+
+
+def _check(staged: Path, requests: Sequence[Request], mixed: bool) -> None:
+    """Refuses what would not work behind TensorFlow Serving."""
+    written = artifact.read(staged)
+    found = checks.problems(written, [request.answer for request in requests])
+    if mixed and not found:
+        found = list(_mixed_rows(requests, checks.tolerance(written)))
+    if found:
+        raise ValueError(
+            "The model cannot be served, and no version was published:\n"
+            + "\n".join(f"- {problem}" for problem in found)
+        )
+
+
+def _mixed_rows(requests: Sequence[Request], tolerance: float) -> Iterator[str]:
+    """Problems of batching, which puts the rows of many clients together."""
+    alone: dict[str, Request] = {}
+    mixing = set()
+    for request in requests:
+        one = alone.setdefault(request.signature, request)
+        for name, array in request.answer.items():
+            if checks.difference(array[:1], one.answer[name][:1]) > tolerance:
+                mixing.add(name)
+    for name in sorted(mixing):
+        yield (
+            f"output {name!r}: with `batching`, the answer to a row must not "
+            "depend on other rows. Found: the first row's changes when others "
+            "follow. Leave `batching` out, or the operation across the batch."
+        )
+
+
+def _prune(directory: Path, keep: int, published: int) -> None:
+    try:
+        versions.prune(directory, keep, published)
+    except OSError as error:
+        warnings.warn(
+            f"Version {published} is published, but older versions could not "
+            f"be removed from {directory}: {error}",
+            stacklevel=3,
+        )

@@ -1,0 +1,87 @@
+"""Training on several workers: processes, each with its part of the data.
+
+They meet in every step, so all of them have to make the same number of steps,
+and each keeps the variables on its own, so all of them have to start from the
+same ones. Both is checked before the first step. What is checked later is
+TensorFlow's: a worker that dies is missed by the others some seconds later, and
+they stop with a `tf.errors.UnavailableError`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the replicas are in several processes."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    cluster = strategy.cluster_resolver.cluster_spec()
+    return sum(map(cluster.num_tasks, cluster.jobs)) > 1
+
+
+def check_same_steps(strategy: tf.distribute.Strategy, iterator: Any) -> None:
+    """Raises unless all workers have equally many batches for an epoch.
+
+    Args:
+        strategy: of the workers.
+        iterator: Keras's epoch iterator.
+    """
+    numbers = (iterator.num_batches, iterator.data_adapter.num_batches)
+    of_workers = _gather(strategy, [-1 if n is None else n for n in numbers])
+    if _differ(of_workers):
+        batches = [None if n < 0 else n for n in of_workers.min(1).tolist()]
+        raise ValueError(
+            "All workers must have the same number of batches. Received: "
+            f"{batches}, in the order of the workers (`None`: unknown or "
+            "endless). Give all of them as many, or `repeat()` the data on "
+            "each and set `steps_per_epoch`."
+        )
+
+
+class SameStart(keras.callbacks.Callback):
+    """Raises unless all workers start to train from the same state.
+
+    Every worker would go on from its own: gradients are summed over the
+    workers, variables are not. To stand behind the callbacks that load them.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        optimizer = self.model.optimizer
+        digest = hashlib.sha256()
+        for variable in [*self.model.weights, *optimizer.variables]:
+            digest.update(variable.numpy().tobytes())
+        num_steps = int(optimizer.iterations.numpy())
+        of_workers = _gather(
+            self.model.distribute_strategy,
+            [num_steps, int.from_bytes(digest.digest()[:7], "big")],
+        )
+        if _differ(of_workers):
+            raise ValueError(
+                "All workers must start from the same weights and the same "
+                "optimizer. Received: different ones, after "
+                f"{of_workers[:, 0].tolist()} steps. Let every worker load the "
+                "same checkpoint: from a directory that all of them read and "
+                "the first one writes."
+            )
+
+
+def _gather(
+    strategy: tf.distribute.Strategy, numbers: Sequence[int]
+) -> np.ndarray[Any, Any]:
+    """`[r, k]`: the `k` numbers of each replica's worker."""
+
+    def of_replica() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return context.all_gather(tf.constant([numbers], tf.int64), axis=0)
+
+    gathered = strategy.run(of_replica)
+    return strategy.experimental_local_results(gathered)[0].numpy()
+
+
+def _differ(of_workers: np.ndarray[Any, Any]) -> bool:
+    return bool((of_workers != of_workers[0]).any())

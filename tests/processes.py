@@ -1,0 +1,115 @@
+"""Runs `replica_job.py` in processes of its own, alone or as workers."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+SCRIPT = pathlib.Path(__file__).with_name("replica_job.py")
+
+
+class Ended(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        result: what the job returned; `None` if it did not return.
+        code: the exit code, `-9` if it was killed.
+        output: all that it printed.
+        seconds: when, since the first process ended or the start.
+    """
+
+    result: dict
+    code: int
+    output: str
+
+
+def alone(job, *arguments, seconds=120):
+    (ended,) = run([None], job, *arguments, seconds=seconds)
+    return ended
+
+
+def workers(job, *arguments, number=2, seconds=240):
+    """The same job on several workers of one cluster."""
+    ports = free_ports(number)
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    configs = [
+        {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        for index in range(number)
+    ]
+    return run(configs, job, *arguments, seconds=seconds)
+
+
+def run(configs, job, *arguments, seconds):
+    """One process for each `TF_CONFIG`. None of them outlives the call.
+
+    Raises:
+        AssertionError: if they take more than so many seconds.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [
+            open(pathlib.Path(directory, str(index)), "w+")
+            for index in range(len(configs))
+        ]
+        started = [
+            subprocess.Popen(
+                [sys.executable, SCRIPT, job, *map(str, arguments)],
+                env=_environment(config),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            for config, output in zip(configs, outputs, strict=True)
+        ]
+        deadline = time.monotonic() + seconds
+        try:
+            for process in started:
+                process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            alive = [process for process in started if process.poll() is None]
+            for process in alive:
+                process.kill()
+                process.wait()
+        ended = [
+            _ended(process, output)
+            for process, output in zip(started, outputs, strict=True)
+        ]
+    assert not alive, "\n".join(
+        [f"{len(alive)} still ran after {seconds} s", *(e.output for e in ended)]
+    )
+    return ended
+
+
+def _environment(config):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    environment.pop("TF_CONFIG", None)
+    if config:
+        environment["TF_CONFIG"] = json.dumps(config)
+    return environment
+
+
+def _ended(process, output):
+    output.seek(0)
+    text = output.read()
+    output.close()
+    found = [line for line in text.splitlines() if line.startswith("RESULT ")]
+    result = json.loads(found[-1].removeprefix("RESULT ")) if found else None
+    return Ended(result, process.returncode, text)
+
+
+def free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

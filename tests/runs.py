@@ -1,0 +1,146 @@
+"""Training runs that must not depend on the number of replicas they are on."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_mgda import MGDAModel, SharedRepresentation, weightings
+
+EPOCHS, BATCHES, BATCH_SIZE = 3, 10, 24
+WEIGHTINGS = {
+    "mgda": weightings.MGDA(),
+    "mgda l2": weightings.MGDA("l2"),
+    "mgda loss": weightings.MGDA("loss"),
+    "mgda loss+": weightings.MGDA("loss+"),
+    "uniform": weightings.Uniform(),
+    "fixed": weightings.Fixed({"a": 0.1, "b": 0.2, "c": 0.3}),
+}
+MODES = ("representation", "parameters")
+CASES = list(itertools.product(WEIGHTINGS, MODES))
+LOSSES = {
+    "a": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "b": "mse",
+    "c": "mae",
+}
+
+
+class Run(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+        weights: `[k, ...]` of each of the model's own variables.
+        task_weights: `{task: float}`, of the last step.
+        history: `{name: [float]}`, for each epoch.
+    """
+
+    weights: list
+    task_weights: dict
+    history: dict
+
+
+def data(size=BATCHES * BATCH_SIZE, seed=0):
+    # Labels of mean 1, so that no bias ends near zero, where a relative error
+    # says nothing.
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size, 8)).astype("float32")
+    y = {"a": rng.integers(0, 3, size)}
+    y |= {t: 1 + rng.normal(size=(size, 1)).astype("float32") for t in "bc"}
+    return x, y
+
+
+def network(*of_encoder):
+    """Two heads share a layer, one reads the encoder around the marker.
+
+    Args:
+        *of_encoder: further layers for the encoder.
+    """
+    x = keras.Input((8,))
+    h = layers.Dense(16, activation="tanh")(x)
+    for layer in of_encoder:
+        h = layer(h)
+    z = layers.Dense(6, activation="tanh", kernel_regularizer="l2")(h)
+    z = SharedRepresentation()(z)
+    common = layers.Dense(5, activation="tanh")(z)
+    around = layers.Concatenate()([common, h])
+    outputs = {
+        "b": layers.Dense(1, dtype="float32")(z),
+        "a": layers.Dense(3, dtype="float32")(common),
+        "c": layers.Dense(1, dtype="float32")(around),
+    }
+    return x, outputs
+
+
+def compiled(strategy=None, of_encoder=(), make=MGDAModel, **compile_args):
+    """A model of the network, built under the strategy, always the same."""
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        model = make(*network(*(layer() for layer in of_encoder)))
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        model.compile(
+            **{"optimizer": optimizer, "loss": LOSSES} | compile_args
+        )
+    return model
+
+
+def of_case(case, strategy=None):
+    """The run of one of `CASES`: 30 steps."""
+    weighting, gradients = case
+    model = compiled(
+        strategy,
+        weighting=WEIGHTINGS[weighting],
+        gradients=gradients,
+        metrics={"a": "accuracy"},
+    )
+    return fit(model)
+
+
+of_case_on_one = functools.cache(of_case)
+
+
+def fit(model, **fit_args):
+    """Trains on all `data`, in its order."""
+    history = model.fit(
+        *data(),
+        **{
+            "batch_size": BATCH_SIZE,
+            "epochs": EPOCHS,
+            "shuffle": False,
+            "verbose": 0,
+        }
+        | fit_args,
+    )
+    return ended(model, history)
+
+
+def ended(model, history):
+    return Run(
+        [variable.numpy() for variable in model.weights],
+        model.task_weights,
+        history.history,
+    )
+
+
+def assert_same(run, expected, tolerance=1e-5):
+    """Weights relative to the largest of each variable, the others as such."""
+    for a, b in zip(run.weights, expected.weights, strict=True):
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+    for task, task_weight in expected.task_weights.items():
+        assert abs(run.task_weights[task] - task_weight) <= tolerance
+    for name, values in expected.history.items():
+        np.testing.assert_allclose(run.history[name], values, rtol=tolerance)
+
+
+def on_each_replica(model):
+    """`[r][k]`: the values of all variables, with those of the optimizer."""
+    local = model.distribute_strategy.experimental_local_results
+    by_variable = [
+        [value.numpy() for value in local(variable.value)]
+        for variable in [*model.weights, *model.optimizer.variables]
+    ]
+    return [list(of_one) for of_one in zip(*by_variable, strict=True)]

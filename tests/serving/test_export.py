@@ -1,0 +1,249 @@
+"""What `export_saved_model` writes."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from served_models import (
+    MODELS,
+    answers_of,
+    ask,
+    mlp,
+    normal,
+)
+
+import keras_mgda
+from keras_mgda import serving
+from keras_mgda.serving import warmup
+
+
+def test_a_version_is_complete(tmp_path):
+    model, _ = mlp()
+    published = keras_mgda.export_saved_model(
+        model, tmp_path / "mtl", batching={"max_batch_size": 8}
+    )
+    assert published.path == tmp_path / "mtl" / "1"
+    files = {
+        file.relative_to(published.path).as_posix()
+        for file in published.path.rglob("*")
+        if file.is_file()
+    }
+    assert files >= {
+        "saved_model.pb",
+        "variables/variables.index",
+        "assets.extra/tf_serving_warmup_requests",
+        "batching_params.pbtxt",
+    }
+    assert published == serving.read(published.path)
+    assert "predict_left(features: float32(None, 4))" in str(published)
+    assert [child.name for child in (tmp_path / "mtl").iterdir()] == ["1"]
+
+
+def test_every_signature_is_warmed_up_at_every_batch_size(tmp_path):
+    model, rows = mlp()
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path / "mtl",
+        warmup=rows,
+        batching={"max_batch_size": 8, "allowed_batch_sizes": [1, 4, 8]},
+    )
+    requests = warmup.read(published.path / warmup.PATH)
+    asked = {(r.signature, len(r.inputs["features"])) for r in requests}
+    assert asked == {
+        (signature, size)
+        for signature in ("serving_default", "predict_left", "predict_right")
+        for size in (1, 3, 4, 8)
+    }
+    for request in requests:
+        size = len(request.inputs["features"])
+        np.testing.assert_array_equal(
+            request.inputs["features"], rows["features"][:size]
+        )
+        expected = answers_of(model, {"features": rows["features"][:size]})
+        for task, answer in request.answer.items():
+            np.testing.assert_allclose(answer, expected[task], rtol=1e-6)
+
+
+def test_few_rows_are_repeated(tmp_path):
+    model, rows = mlp()
+    published = keras_mgda.export_saved_model(
+        model, tmp_path, warmup=rows["features"][:2]
+    )
+    for request in warmup.read(published.path / warmup.PATH):
+        size = len(request.inputs["features"])
+        np.testing.assert_array_equal(
+            request.inputs["features"], rows["features"][[0, 1, 0][:size]]
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_stored_once(name, published):
+    model, _, written = published(name)
+    size = sum(variable.numpy().nbytes for variable in model.variables)
+    # Dropout's generator of seeds is not needed to answer.
+    assert written.weights_bytes <= size
+    assert written.weights_bytes > 0.9 * size
+
+
+def test_the_artifact_is_as_large_as_its_weights(tmp_path):
+    features = keras.Input((512,), name="features")
+    z = layers.Dense(1024)(features)
+    model = keras.Model(features, {t: layers.Dense(9)(z) for t in "abc"})
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    size = sum(variable.numpy().nbytes for variable in model.variables)
+    assert published.total_bytes - published.graph_bytes < 1.1 * size
+    model.export(tmp_path / "keras", verbose=False)
+    assert serving.read(tmp_path / "keras").weights_bytes == 2 * size
+
+
+def test_outputs_are_float32_under_mixed_precision(tmp_path):
+    model, _ = MODELS["mixed_float16"]()
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    for signature in published.signatures.values():
+        for spec in signature.outputs.values():
+            assert spec.dtype == tf.float32
+
+
+def test_half_precision_inputs_are_float32(tmp_path):
+    features = keras.Input((4,), dtype="float16", name="features")
+    model = keras.Model(features, {"a": layers.Dense(1)(features)})
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    declared = published.signatures["serving_default"].inputs
+    assert declared["features"].dtype == tf.float32
+
+
+def test_a_task_takes_only_the_inputs_that_it_reads(tmp_path):
+    model, rows = MODELS["two_inputs"]()
+    published = keras_mgda.export_saved_model(model, tmp_path, warmup=rows)
+    assert {n: set(s.inputs) for n, s in published.signatures.items()} == {
+        "serving_default": {"image", "bypass"},
+        "predict_with_bypass": {"image", "bypass"},
+        "predict_without": {"image"},
+    }
+
+
+def test_chosen_tasks_only(tmp_path):
+    model, rows = MODELS["tree"]()
+    published = keras_mgda.export_saved_model(
+        model, tmp_path, tasks=["near_2", "far"], warmup=rows
+    )
+    assert set(published.signatures) == {
+        "serving_default",
+        "predict_near_2",
+        "predict_far",
+    }
+    found = ask(published, "serving_default", rows)
+    expected = answers_of(model, rows)
+    assert found.keys() == {"near_2", "far"}
+    np.testing.assert_allclose(found["far"], expected["far"], rtol=1e-5)
+
+
+def test_weights_of_tasks_left_out_are_not_stored(tmp_path):
+    model, _ = mlp()
+    published = keras_mgda.export_saved_model(model, tmp_path, tasks=["right"])
+    assert published.weights_bytes == 4 * (4 * 8 + 8 + 8 * 1 + 1)
+
+
+def test_a_model_in_training_mode_is_served_out_of_it(tmp_path):
+    """`call(..., training=True)`, which `model.export()` takes at its word."""
+    model, rows = MODELS["subclassed"]()
+    published = keras_mgda.export_saved_model(
+        model, tmp_path, warmup=rows["features"]
+    )
+    found = ask(published, "serving_default", rows)
+    np.testing.assert_allclose(found["a"], answers_of(model, rows)["a"], 1e-5)
+    assert np.abs(model(rows["features"])["a"] - found["a"]).max() > 1
+
+
+def test_a_subclassed_model_takes_its_inputs_from_a_preprocess(tmp_path):
+    model, rows = MODELS["subclassed"]()
+    spec = tf.TensorSpec([None, 4], tf.float32, name="measurements")
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        preprocess=tf.function(lambda x: x * 2.0, input_signature=[spec]),
+    )
+    found = ask(published, "predict_a", {"measurements": rows["features"] / 2})
+    np.testing.assert_allclose(
+        found["a"], answers_of(model, rows)["a"], rtol=1e-5
+    )
+
+
+def test_a_trained_model_of_ours_is_served(tmp_path):
+    image = keras.Input((6, 6, 1), name="image")
+    z = layers.Dense(8, activation="relu")(layers.Flatten()(image))
+    z = keras_mgda.SharedRepresentation()(z)
+    heads = {"left": layers.Dense(3)(z), "right": layers.Dense(3)(z)}
+    model = keras_mgda.MGDAModel(image, heads)
+    model.compile(
+        "adam",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=True,
+    )
+    rows = {"image": normal(16, 6, 6, 1)}
+    classes = np.arange(16) % 3
+    model.fit(
+        rows["image"], {"left": classes, "right": classes[::-1]}, verbose=0
+    )
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    found = ask(published, "serving_default", rows)
+    for task, expected in answers_of(model, rows).items():
+        np.testing.assert_allclose(found[task], expected, atol=1e-6)
+
+
+def test_keras_can_load_it_as_a_layer(tmp_path):
+    model, rows = mlp()
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    layer = keras.layers.TFSMLayer(
+        str(published.path), call_endpoint="serving_default"
+    )
+    found = layer(rows["features"])
+    for task, expected in answers_of(model, rows).items():
+        np.testing.assert_allclose(found[task], expected, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    model, rows = mlp()
+    model.compile("adam", loss="mse")
+    before = [variable.numpy() for variable in model.variables]
+    keras_mgda.export_saved_model(model, tmp_path)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    y = answers_of(model, rows)
+    assert model.fit(rows["features"], y, verbose=0)
+    second = keras_mgda.export_saved_model(model, tmp_path)
+    found = ask(second, "serving_default", rows)
+    np.testing.assert_allclose(
+        found["left"], answers_of(model, rows)["left"], atol=1e-6
+    )
+
+
+MIRRORED = """
+import sys
+import numpy as np, keras, tensorflow as tf
+import keras_mgda
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, two)
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    x = keras.Input((4,), name="x")
+    z = keras.layers.BatchNormalization()(keras.layers.Dense(3)(x))
+    heads = {t: keras.layers.Dense(2)(z) for t in "ab"}
+    model = keras.Model(x, heads)
+    model.compile("adam", loss="mse")
+y = {t: np.ones((8, 2)) for t in "ab"}
+model.fit(np.random.rand(8, 4), y, batch_size=4, verbose=0)
+print(keras_mgda.export_saved_model(model, sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_on_two_replicas_is_served(tmp_path):
+    subprocess.run([sys.executable, "-c", MIRRORED, tmp_path], check=True)
+    published = serving.read(tmp_path / "1")
+    assert not serving.problems(published)
+    assert published.weights_bytes == 4 * (4 * 3 + 3 + 4 * 3 + 2 * (3 * 2 + 2))

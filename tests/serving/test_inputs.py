@@ -1,0 +1,232 @@
+"""What stands before and behind a served model."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from served_models import (
+    MODELS,
+    answers_of,
+    ask,
+    mlp,
+)
+
+import keras_mgda
+from keras_mgda import serving
+from keras_mgda.serving import warmup
+
+
+def test_a_keras_model_in_front(tmp_path):
+    model, _ = mlp()
+    word = keras.Input((), dtype="string", name="word")
+    table = layers.StringLookup(
+        vocabulary=["cat", "dog", "emu"], output_mode="one_hot"
+    )
+    preprocess = keras.Model(word, table(word))
+    published = keras_mgda.export_saved_model(
+        model, tmp_path, preprocess=preprocess
+    )
+    found = ask(
+        published,
+        "predict_right",
+        {"word": np.array([b"dog", b"eel"], object)},
+    )
+    one_hot = np.eye(4, dtype="float32")[[2, 0]]
+    expected = answers_of(model, {"features": one_hot})
+    np.testing.assert_allclose(found["right"], expected["right"], rtol=1e-5)
+
+
+def test_a_sequential_model_in_front(tmp_path):
+    model, rows = mlp()
+    preprocess = keras.Sequential(
+        [keras.Input((4,), name="raw"), layers.Rescaling(2.0, offset=1.0)]
+    )
+    published = keras_mgda.export_saved_model(
+        model, tmp_path, preprocess=preprocess
+    )
+    found = ask(published, "predict_left", {"raw": rows["features"]})
+    expected = answers_of(model, {"features": 2 * rows["features"] + 1})
+    np.testing.assert_allclose(found["left"], expected["left"], rtol=1e-5)
+
+
+def test_a_function_of_several_inputs_in_front(tmp_path):
+    """Its table is in no layer, and a vocabulary comes from a file."""
+    vocabulary = tmp_path / "words.txt"
+    vocabulary.write_text("cat\ndog\n")
+    table = tf.lookup.StaticVocabularyTable(
+        tf.lookup.TextFileInitializer(
+            str(vocabulary),
+            tf.string,
+            tf.lookup.TextFileIndex.WHOLE_LINE,
+            tf.int64,
+            tf.lookup.TextFileIndex.LINE_NUMBER,
+        ),
+        num_oov_buckets=1,
+    )
+
+    @tf.function(
+        input_signature=[
+            {
+                "word": tf.TensorSpec([None], tf.string),
+                "size": tf.TensorSpec([None, 1], tf.float16),
+            }
+        ]
+    )
+    def preprocess(inputs):
+        assert inputs["size"].dtype == tf.float16
+        one_hot = tf.one_hot(table.lookup(inputs["word"]), 3)
+        return tf.concat([one_hot, tf.cast(inputs["size"], tf.float32)], 1)
+
+    model, _ = mlp()
+    published = keras_mgda.export_saved_model(
+        model, tmp_path / "mtl", preprocess=preprocess
+    )
+    vocabulary.unlink()
+    found = ask(
+        published,
+        "predict_left",
+        {
+            "word": np.array([b"dog", b"eel"], object),
+            "size": np.array([[0.5], [2.0]], "float32"),
+        },
+    )
+    features = np.array([[0, 1, 0, 0.5], [0, 0, 1, 2]], "float32")
+    expected = answers_of(model, {"features": features})
+    np.testing.assert_allclose(found["left"], expected["left"], rtol=1e-5)
+    assert (published.path / "assets" / "words.txt").read_text()
+
+
+def encoded(image, encode):
+    return encode(tf.constant(image)).numpy()
+
+
+def test_encoded_images(tmp_path):
+    model, _ = MODELS["convolutional"]()
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    grown = np.repeat(np.repeat(image, 2, 0), 2, 1)
+    files = [
+        encoded(image, tf.io.encode_png),
+        encoded(image, tf.io.encode_jpeg),
+        encoded(grown, tf.io.encode_png),
+    ]
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        preprocess=serving.encoded_images(12, 12),
+        warmup={"image_bytes": files},
+    )
+    declared = published.signatures["serving_default"].inputs
+    assert declared["image_bytes"].dtype == tf.string
+    found = ask(
+        published, "predict_label", {"image_bytes": np.array(files, object)}
+    )
+    expected = answers_of(model, {"image": image[None].astype("float32") / 255})
+    np.testing.assert_allclose(
+        found["label"][0], expected["label"][0], rtol=1e-4
+    )
+    assert found["label"].shape == (3, 5)
+
+
+def test_grey_images_in_other_units(tmp_path):
+    image = keras.Input((5, 7, 1), name="image")
+    model = keras.Model(image, {"mean": layers.GlobalAveragePooling2D()(image)})
+    white = encoded(np.full((5, 7, 1), 200, np.uint8), tf.io.encode_png)
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        preprocess=serving.encoded_images(
+            5, 7, channels=1, scale=1.0, name="scan"
+        ),
+        warmup=[white],
+    )
+    found = ask(published, "predict_mean", {"scan": np.array([white], object)})
+    np.testing.assert_allclose(found["mean"], [[200.0]])
+
+
+def test_serialized_examples(tmp_path):
+    model, rows = MODELS["lookups"]()
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        warmup=rows,
+        example_spec={
+            "word": tf.io.FixedLenFeature([], tf.string),
+            "code": tf.io.FixedLenFeature([1], tf.int64),
+            "size": tf.io.FixedLenFeature([2], tf.float32),
+        },
+    )
+    records = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={
+                    "word": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[word])
+                    ),
+                    "code": tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=code)
+                    ),
+                    "size": tf.train.Feature(
+                        float_list=tf.train.FloatList(value=size)
+                    ),
+                }
+            )
+        ).SerializeToString()
+        for word, code, size in zip(*rows.values(), strict=True)
+    ]
+    found = ask(
+        published, "serve_examples", {"examples": np.array(records, object)}
+    )
+    for task, expected in answers_of(model, rows).items():
+        np.testing.assert_allclose(found[task], expected, rtol=1e-5)
+
+
+def test_examples_are_cast_to_the_inputs_dtype(tmp_path):
+    model, rows = MODELS["subclassed_dict"]()
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        warmup=rows,
+        example_spec={
+            "tokens": tf.io.FixedLenFeature([7], tf.int64),
+            "scale": tf.io.FixedLenFeature([1], tf.float32),
+        },
+    )
+    request = next(
+        request
+        for request in warmup.read(published.path / warmup.PATH)
+        if request.signature == "serve_examples"
+    )
+    found = ask(published, "serve_examples", request.inputs)
+    expected = answers_of(
+        model, {key: array[:1] for key, array in rows.items()}
+    )
+    np.testing.assert_allclose(found["mood"], expected["mood"], rtol=1e-5)
+
+
+def test_postprocessing(tmp_path):
+    model, rows = mlp()
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        postprocess={
+            "left": lambda logits: {
+                "class": tf.argmax(logits, axis=-1),
+                "probability": tf.nn.softmax(tf.cast(logits, tf.float16)),
+                "name": tf.gather(["x", "y", "z"], tf.argmax(logits, axis=-1)),
+            },
+            "right": tf.sigmoid,
+        },
+    )
+    found = ask(published, "serving_default", rows)
+    expected = answers_of(model, rows)
+    classes = expected["left"].argmax(-1)
+    np.testing.assert_array_equal(found["left_class"], classes)
+    np.testing.assert_array_equal(
+        found["left_name"], np.array([b"x", b"y", b"z"])[classes]
+    )
+    assert found["left_probability"].dtype == np.float32
+    np.testing.assert_allclose(
+        found["right"], tf.sigmoid(expected["right"]), rtol=1e-5
+    )
+    alone = published.signatures["predict_right"].outputs
+    assert set(alone) == {"right"}

@@ -1,0 +1,189 @@
+import ast
+import doctest
+import importlib.util
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import networks
+import pytest
+
+import keras_mgda
+
+PACKAGE = pathlib.Path(keras_mgda.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages([str(PACKAGE)], "keras_mgda.")
+    if not module.name.endswith("__main__")
+]
+
+
+def test_public_names_are_those_of_all():
+    public = {
+        name
+        for name, value in vars(keras_mgda).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert keras_mgda.__all__ == sorted(keras_mgda.__all__)
+    modules = {
+        name
+        for name in keras_mgda.__all__
+        if inspect.ismodule(getattr(keras_mgda, name))
+    }
+    assert set(keras_mgda.__all__) == public | modules
+    assert "weightings" in modules
+    assert {
+        "MGDAModel",
+        "MinNormPoint",
+        "SharedRepresentation",
+        "gram_matrix",
+        "min_norm_point",
+    } <= public
+
+
+@pytest.mark.parametrize("name", keras_mgda.__all__)
+def test_public_names_are_documented(name):
+    thing = getattr(keras_mgda, name)
+    summary, _, rest = inspect.getdoc(thing).partition("\n")
+    assert summary.endswith(".")
+    if not inspect.ismodule(thing) and name != "MinNormPoint":
+        assert ">>> " in rest
+
+
+def imported_by(name):
+    """The modules of the package that this one imports."""
+    spec = importlib.util.find_spec(name)
+    tree = ast.parse(pathlib.Path(spec.origin).read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they go"
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                found.add(module if module in MODULES else node.module)
+    return found & set(MODULES)
+
+
+def test_imports_run_one_way():
+    imports = {name: imported_by(name) for name in MODULES}
+    while imports:
+        first = {name for name, others in imports.items() if not others}
+        assert first, f"import each other: {imports}"
+        imports = {
+            name: others - first
+            for name, others in imports.items()
+            if name not in first
+        }
+
+
+def test_mathematics_stands_on_its_own():
+    assert imported_by("keras_mgda.gram") == set()
+    assert imported_by("keras_mgda.min_norm") == set()
+    assert imported_by("keras_mgda.weightings") == {"keras_mgda.min_norm"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+    source = inspect.getsource(module)
+    assert result.attempted == len(re.findall(r"^\s*>>> ", source, re.M))
+
+
+def messages(name):
+    """The text of what a module raises, where it is written out."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(name)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            parts = [
+                part.value
+                for part in ast.walk(node.exc)
+                if isinstance(part, ast.Constant)
+                and isinstance(part.value, str)
+            ]
+            yield node.exc.func, "".join(parts)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_errors_say_what_was_received(name):
+    for error, message in messages(name):
+        if getattr(error, "id", "") in ("ValueError", "TypeError"):
+            assert "Received: " in message, message
+
+
+def python(code, cwd=None, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{networks.HERE}"}
+        | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+def refusal(process):
+    """The one sentence that the import fails with."""
+    assert process.returncode == 1
+    last = process.stderr.strip().splitlines()[-1]
+    kind, _, sentence = last.partition(": ")
+    assert kind == "ImportError"
+    assert len(re.findall(r"\.( |$)", sentence)) == 1
+    return sentence
+
+
+def test_import_without_tensorflow_says_what_to_install():
+    process = python(
+        "import sys; sys.modules['tensorflow'] = None; import keras_mgda"
+    )
+    sentence = refusal(process)
+    assert "TensorFlow" in sentence
+    assert "pip install 'keras_mgda[cpu]'" in sentence
+
+
+def test_import_with_another_backend_says_what_to_set():
+    process = python(
+        "import keras; keras.backend.backend = lambda: 'torch'; "
+        "import keras_mgda"
+    )
+    sentence = refusal(process)
+    assert "'torch'" in sentence
+    assert "KERAS_BACKEND=tensorflow" in sentence
+
+
+def test_import_with_a_backend_that_is_not_installed_says_what_to_set():
+    """Keras itself does not import then."""
+    process = python(
+        "import sys; sys.modules['jax'] = None; import keras_mgda",
+        KERAS_BACKEND="jax",
+    )
+    assert "KERAS_BACKEND=tensorflow" in refusal(process)
+
+
+def test_readme_runs(tmp_path):
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("there is no README.md yet")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S)
+    assert blocks
+    process = python("\n".join(blocks), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+def test_type_information_ships():
+    assert (PACKAGE / "py.typed").exists()
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    files = wheel.WheelBuilder(str(ROOT)).recurse_included_files()
+    shipped = {file.distribution_path for file in files}
+    assert "keras_mgda/py.typed" in shipped
+    assert "keras_mgda/model.py" in shipped
+    assert not any(path.startswith("tests") for path in shipped)
