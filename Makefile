@@ -9,7 +9,12 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,examples,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,examples]"
+	touch $@
+
+$(VENV)/ready-for-tests: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,examples,serving-tests,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps tensorflow-serving-api
 	touch $@
 
 demo: $(VENV)/ready
@@ -19,7 +24,7 @@ demo: $(VENV)/ready
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

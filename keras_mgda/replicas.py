@@ -192,23 +192,26 @@ def _moving_statistics(model: keras.Model) -> list[keras.Variable]:
     ]
 
 
-_SUPPORTED = (
-    tf.distribute.MirroredStrategy,
-    tf.distribute.MultiWorkerMirroredStrategy,
-    tf.distribute.OneDeviceStrategy,
-    tf.distribute.TPUStrategy,
-)
+_SUPPORTED = {
+    f"tf.distribute.{name}": getattr(tf.distribute, name)
+    for name in (
+        "MirroredStrategy",
+        "MultiWorkerMirroredStrategy",
+        "OneDeviceStrategy",
+        "TPUStrategy",
+    )
+}
 
 
 def _check_supported(model: keras.Model) -> None:
     strategy = model.distribute_strategy
     with strategy.scope():
         distributed = tf.distribute.has_strategy()
-    if distributed and not isinstance(strategy, _SUPPORTED):
+    if distributed and not isinstance(strategy, tuple(_SUPPORTED.values())):
         raise ValueError(
-            "The strategy must be one of "
-            f"{[supported.__name__ for supported in _SUPPORTED]}. Received: "
-            f"{type(strategy).__name__}, which Keras 3 does not support."
+            f"The strategy must be one of {', '.join(_SUPPORTED)}. "
+            f"Received: {type(strategy).__name__}, which Keras 3 does not "
+            "support. Take one of these."
         )
     if strategy.num_replicas_in_sync == 1:
         return

@@ -79,7 +79,7 @@ def _gather(
         context = tf.distribute.get_replica_context()
         return context.all_gather(tf.constant([numbers], tf.int64), axis=0)
 
-    gathered = strategy.run(of_replica)
+    gathered = tf.function(lambda: strategy.run(of_replica))()
     return strategy.experimental_local_results(gathered)[0].numpy()
 
 

@@ -134,4 +134,3 @@ def _gram(gradients, leaves):
         if gradients[t][i] is not None and gradients[s][i] is not None:
             gram[t, s] += np.vdot(gradients[t][i], gradients[s][i])
     return gram
-

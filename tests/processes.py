@@ -1,5 +1,6 @@
 """Runs `replica_job.py` in processes of its own, alone or as workers."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -20,7 +21,6 @@ class Ended(NamedTuple):
         result: what the job returned; `None` if it did not return.
         code: the exit code, `-9` if it was killed.
         output: all that it printed.
-        seconds: when, since the first process ended or the start.
     """
 
     result: dict
@@ -50,10 +50,9 @@ def run(configs, job, *arguments, seconds):
     Raises:
         AssertionError: if they take more than so many seconds.
     """
-    with tempfile.TemporaryDirectory() as directory:
+    with contextlib.ExitStack() as stack:
         outputs = [
-            open(pathlib.Path(directory, str(index)), "w+")
-            for index in range(len(configs))
+            stack.enter_context(tempfile.TemporaryFile("w+")) for _ in configs
         ]
         started = [
             subprocess.Popen(
@@ -80,7 +79,10 @@ def run(configs, job, *arguments, seconds):
             for process, output in zip(started, outputs, strict=True)
         ]
     assert not alive, "\n".join(
-        [f"{len(alive)} still ran after {seconds} s", *(e.output for e in ended)]
+        [
+            f"{len(alive)} still ran after {seconds} s",
+            *(e.output for e in ended),
+        ]
     )
     return ended
 
@@ -99,7 +101,6 @@ def _environment(config):
 def _ended(process, output):
     output.seek(0)
     text = output.read()
-    output.close()
     found = [line for line in text.splitlines() if line.startswith("RESULT ")]
     result = json.loads(found[-1].removeprefix("RESULT ")) if found else None
     return Ended(result, process.returncode, text)

@@ -18,8 +18,6 @@ import runs
 import tensorflow as tf
 from keras import layers
 
-from keras_mgda import MGDAModel
-
 
 def mirrored_cases(number, *cases):
     """Runs of the cases on so many logical CPUs."""
@@ -54,8 +52,7 @@ def worker_suite(directory, *cases):
         evaluation,
         normalized,
         overflow,
-        uneven_parts,
-        early_end,
+        uneven,
         different_numbers_of_batches,
         different_states,
         saved,
@@ -69,7 +66,9 @@ def evaluation(strategy, directory):
     x, y = runs.data(97)
     metrics = model.evaluate(x, y, batch_size=24, verbose=0, return_dict=True)
     outputs = model.predict(x, batch_size=24, verbose=0)
-    return metrics, {task: of_task.tolist() for task, of_task in outputs.items()}
+    return metrics, {
+        task: of_task.tolist() for task, of_task in outputs.items()
+    }
 
 
 def normalized(strategy, directory):
@@ -88,29 +87,24 @@ def overflow(strategy, directory):
     model = runs.compiled(strategy)
     keras.config.set_dtype_policy("float32")
     before = [variable.numpy().tolist() for variable in model.weights]
-    model.fit(x[:24], {t: v[:24] for t, v in y.items()}, batch_size=24, verbose=0)
+    model.fit(
+        x[:24], {t: v[:24] for t, v in y.items()}, batch_size=24, verbose=0
+    )
     skipped = [variable.numpy().tolist() for variable in model.weights]
-    model.fit(x[24:], {t: v[24:] for t, v in y.items()}, batch_size=24, verbose=0)
+    model.fit(
+        x[24:], {t: v[24:] for t, v in y.items()}, batch_size=24, verbose=0
+    )
     scale = float(model.optimizer.dynamic_scale.numpy())
     return before, skipped, runs.on_each_replica(model)[0], scale
 
 
-def uneven_parts(strategy, directory):
-    """Each worker reads its own data, in batches of another size."""
+def uneven(strategy, directory):
+    """Workers with batches of different sizes, that end at different times."""
     model = runs.compiled(strategy)
     rank = strategy.cluster_resolver.task_id
-    data = own_data(strategy, size=10 * (1 + rank), batch_size=1 + rank)
-    model.fit(data, verbose=0)
-    return int(model.optimizer.iterations.numpy()), runs.on_each_replica(model)[0]
-
-
-def early_end(strategy, directory):
-    """The last worker has fewer batches, and no one knows the numbers."""
-    model = runs.compiled(strategy)
-    rank = strategy.cluster_resolver.task_id
-    data = own_data(strategy, size=20 - 8 * rank, batch_size=2, known=False)
-    model.fit(data, epochs=2, verbose=0)
-    return int(model.optimizer.iterations.numpy()), runs.on_each_replica(model)[0]
+    data = own_data(strategy, 20 - 8 * rank, batch_size=2 + rank, known=False)
+    loss = model.fit(data, epochs=2, verbose=0).history["loss"]
+    return loss, runs.on_each_replica(model)[0]
 
 
 def different_numbers_of_batches(strategy, directory):
@@ -137,27 +131,14 @@ def different_states(strategy, directory):
 
 
 def saved(strategy, directory):
-    """Largest changes of the outputs when saved, loaded, and trained on."""
-    model = runs.compiled(strategy, gradients="parameters")
-    x, _ = runs.data(24)
+    """Saved after an epoch, loaded under the strategy, and trained on."""
+    model = runs.compiled(strategy)
     runs.fit(model, epochs=1)
     path = directory / f"{strategy.cluster_resolver.task_id}.keras"
     model.save(path)
     with strategy.scope():
-        in_scope = keras.saving.load_model(path)
-    outside = keras.saving.load_model(path)
-    change = {
-        "in scope": distance(model, in_scope, x),
-        "outside": distance(model, outside, x),
-    }
-    runs.fit(model, epochs=1)
-    runs.fit(in_scope, epochs=1)
-    return change | {"trained on": distance(model, in_scope, x)}
-
-
-def distance(model, other, x):
-    outputs, others = model(x), other(x)
-    return max(float(np.abs(outputs[t] - others[t]).max()) for t in outputs)
+        loaded = keras.saving.load_model(path)
+    return as_json(runs.fit(loaded, epochs=runs.EPOCHS - 1))
 
 
 def own_data(strategy, size, batch_size, known=True):
@@ -180,7 +161,7 @@ def error_of(call):
 
 
 def resumable(directory, victim, epoch, batch):
-    """Trains with checkpoints; the victim kills itself in that batch.
+    """Trains with checkpoints; the victim kills itself after that batch.
 
     The first worker writes the checkpoints, all of them read.
     """
@@ -192,19 +173,49 @@ def resumable(directory, victim, epoch, batch):
         save_freq="epoch" if rank == 0 else sys.maxsize,
         delete_checkpoint=False,
     )
+    clock = Clock()
+    callbacks = [backup, clock]
     if rank == int(victim):
-        backup = [backup, Kill(int(epoch), int(batch))]
-    start = time.monotonic()
+        callbacks.append(Kill(int(epoch), int(batch)))
+    return of_fit(model, callbacks, clock)
+
+
+def unresponsive(timeout, pause):
+    """The last worker pauses after three batches, longer than the timeout."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(
+            timeout_seconds=float(timeout)
+        )
+    )
+    model = runs.compiled(strategy)
+    clock = Clock()
+    callbacks = [clock]
+    if strategy.cluster_resolver.task_id > 0:
+        callbacks.append(
+            keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, _: (
+                    batch == 3 and time.sleep(float(pause))
+                )
+            )
+        )
+    return of_fit(model, callbacks, clock)
+
+
+def of_fit(model, callbacks, clock):
     try:
-        run = runs.fit(model, callbacks=backup)
+        run = runs.fit(model, callbacks=callbacks)
     except tf.errors.OpError as error:
-        seconds = time.monotonic() - start
         return {
             "error": type(error).__name__,
             "message": str(error),
-            "seconds": seconds,
+            "seconds": time.monotonic() - clock.last_step,
         }
     return as_json(run) | {"steps": int(model.optimizer.iterations.numpy())}
+
+
+class Clock(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.last_step = time.monotonic()
 
 
 class Kill(keras.callbacks.Callback):

@@ -174,9 +174,7 @@ def test_trains_as_the_model_that_was_marked_by_hand(structure, capsys):
     stock = networks.stock_model(structure)
     stock.set_weights(by_hand.get_weights())
     marked, _ = found_by(stock, capsys)
-    marked.compile(
-        "sgd", loss=networks.losses(marked.output), run_eagerly=True
-    )
+    marked.compile("sgd", loss=networks.losses(marked.output), run_eagerly=True)
     x, y = networks.data(by_hand)
     for model in (by_hand, marked):
         model.train_on_batch(x, y)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from twins import LOSSES, assert_same, examples, normalized, regularized, train
 
 from keras_mgda import MGDAModel, SharedRepresentation
 
@@ -16,107 +17,9 @@ SGD = keras.optimizers.SGD
 Adam, AdamW = keras.optimizers.Adam, keras.optimizers.AdamW
 
 
-class AddsLoss(layers.Layer):
-    def call(self, z):
-        self.add_loss(0.1 * keras.ops.mean(z**2))
-        return z
-
-
-def regularized(mark):
-    """All that may add to the loss, or keep a state, in encoder and heads."""
-    x = keras.Input((8,))
-    h = networks.dense(6, kernel_regularizer="l2")(x)
-    h = layers.BatchNormalization()(h)
-    h = AddsLoss()(layers.Dropout(0.3)(h))
-    z = mark()(networks.dense(4, activity_regularizer="l1")(h))
-    one = networks.dense(3, activity_regularizer="l2")(z)
-    two = layers.BatchNormalization()(layers.Dropout(0.2)(AddsLoss()(z)))
-    return x, {
-        "two": layers.Dense(1, bias_regularizer="l1", bias_initializer="ones")(
-            two
-        ),
-        "one": layers.Dense(3)(layers.Dropout(0.2)(one)),
-    }
-
-
-def normalized(mark):
-    """In 16 bit, Keras cannot add activity regularizers to the loss."""
-    x = keras.Input((8,))
-    h = layers.BatchNormalization()(networks.dense(6)(x))
-    z = mark()(networks.dense(4)(layers.Dropout(0.3)(h)))
-    return x, {
-        "two": layers.Dense(1, dtype="float32")(z),
-        "one": layers.Dense(3, dtype="float32")(networks.dense(3)(z)),
-    }
-
-
-LOSSES = {
-    "one": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "two": "mse",
-}
-
-
-def examples(b=30, tasks=("one", "two"), seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(b, 8)).astype("float32")
-    y = {"one": rng.integers(0, 3, b), "two": rng.normal(size=(b, 1))}
-    weights = {t: rng.uniform(size=b) for t in tasks}
-    return x, {t: y[t] for t in tasks}, weights
-
-
-def train(
-    cls,
-    optimizer,
-    tasks=("one", "two"),
-    structure=regularized,
-    fit=(),
-    **compile_args,
-):
-    """20 steps, the last of each epoch smaller."""
-    keras.utils.set_random_seed(0)
-    marker = SharedRepresentation if cls is MGDAModel else networks.unmarked
-    x, outputs = structure(marker)
-    model = cls(x, {task: outputs[task] for task in outputs if task in tasks})
-    # Graphs take longer to trace than 20 steps take, and are tested below.
-    how = {"run_eagerly": True} if "jit_compile" not in compile_args else {}
-    model.compile(
-        optimizer() if callable(optimizer) else optimizer,
-        loss={task: LOSSES[task] for task in tasks},
-        **(how | compile_args),
-    )
-    x, y, sample_weight = examples(tasks=tasks)
-    history = model.fit(
-        x,
-        y,
-        sample_weight=sample_weight,
-        batch_size=8,
-        epochs=5,
-        verbose=0,
-        validation_data=examples(tasks=tasks, seed=1),
-        validation_freq=[1, 5],
-        **dict(fit),
-    )
-    return model, history.history
-
-
 @functools.cache
 def stock(optimizer, tasks=("one", "two")):
     return train(keras.Model, optimizer, tasks)
-
-
-def assert_same(ours, stock, rtol=1e-4, atol=1e-5):
-    (model, history), (stock_model, expected) = ours, stock
-    assert list(history) == list(expected)
-    for key, values in expected.items():
-        np.testing.assert_allclose(
-            history[key], values, rtol=rtol, atol=atol, err_msg=key
-        )
-    got = model.weights + model.optimizer.variables
-    want = stock_model.weights + stock_model.optimizer.variables
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(
-            a.numpy(), b.numpy(), rtol=rtol, atol=atol, err_msg=b.path
-        )
 
 
 OPTIMIZERS = {
@@ -229,64 +132,6 @@ def test_compile_arguments_mean_what_they_do_in_stock_keras(compile_args):
     assert_same(ours, train(keras.Model, MOMENTUM, **compile_args))
 
 
-@pytest.fixture
-def policy(request):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(before)
-
-
-@pytest.mark.parametrize(
-    "policy", ["mixed_bfloat16", "mixed_float16"], indirect=True
-)
-def test_mixed_precision_trains_as_stock_keras(policy):
-    ours = train(
-        MGDAModel, MOMENTUM, structure=normalized, weighting="uniform"
-    )
-    plain = train(keras.Model, MOMENTUM, structure=normalized)
-    # Sums of 16-bit gradients, in another order.
-    assert_same(ours, plain, rtol=0.02, atol=0.02)
-
-
-def overflowing():
-    return keras.optimizers.LossScaleOptimizer(
-        SGD(0.01), initial_scale=2.0**20
-    )
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
-def test_step_that_overflows_is_skipped_and_the_scale_recovers(policy):
-    def train_from(cls, **kwargs):
-        return train(cls, overflowing, structure=normalized, **kwargs)
-
-    uniform = train_from(MGDAModel, weighting="uniform")
-    assert_same(uniform, train_from(keras.Model), rtol=0.02, atol=0.02)
-    for gradients in ("representation", "parameters"):
-        model, history = train_from(MGDAModel, gradients=gradients)
-        scale = model.optimizer.dynamic_scale.numpy()
-        assert 1.0 < scale < 2.0**20
-        assert np.isfinite(history["loss"]).all()
-        assert all(np.isfinite(v.numpy()).all() for v in model.weights)
-        assert sum(model.task_weights.values()) == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
-def test_task_weights_do_not_depend_on_the_loss_scale(policy):
-    found = []
-    for scale in (1.0, 2.0**10):
-        model, _ = train(
-            MGDAModel,
-            lambda scale=scale: keras.optimizers.LossScaleOptimizer(
-                SGD(1e-6), initial_scale=scale
-            ),
-            structure=normalized,
-            weighting=networks.weightings.MGDA("loss+"),
-        )
-        found.append(model.task_weights)
-    assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.01)
-
-
 def overriding(cls, takes_training):
     """A model with a `compute_loss` of its own, as users write it."""
 
@@ -348,7 +193,7 @@ def test_data_arrives_by_any_of_the_ways_of_keras():
         model = MGDAModel(*regularized(SharedRepresentation))
         model.compile(SGD(0.1), loss=LOSSES)
         history = model.fit(data, shuffle=False, verbose=0, steps_per_epoch=3)
-        found.append(history.history["loss"] + list(model.task_weights.values()))
+        found.append(history.history["loss"] + [*model.task_weights.values()])
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     assert found[2] == pytest.approx(found[0], rel=1e-4)
 

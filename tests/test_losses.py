@@ -98,9 +98,7 @@ def trained(cls, case):
         model.train_on_batch(features, labels, weights, return_dict=True)
         for _ in range(2)
     ]
-    logs.append(
-        model.evaluate(features, labels, verbose=0, return_dict=True)
-    )
+    logs.append(model.evaluate(features, labels, verbose=0, return_dict=True))
     return logs, model.get_weights()
 
 
@@ -129,7 +127,7 @@ def test_one_loss_for_every_output(how):
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_tasks_are_told_apart_by_name_in_any_order(order):
-    """Outputs, losses, labels and task weights each in an order of their own."""
+    """Outputs, losses, labels and task weights may each have their order."""
     found = []
     for labels_order in ("ab", "ba"):
         keras.utils.set_random_seed(0)
@@ -157,7 +155,8 @@ def test_names_may_be_numbers():
     """As they may in stock Keras."""
     x = keras.Input((8,))
     z = SharedRepresentation()(networks.dense(4)(x))
-    model = MGDAModel(x, {0: keras.layers.Dense(1)(z), 1: {2: networks.dense()(z)}})
+    outputs = {0: networks.dense()(z), 1: {2: networks.dense()(z)}}
+    model = MGDAModel(x, outputs)
     model.compile("sgd", loss={0: "mse", 1: {2: "mae"}}, run_eagerly=True)
     model.train_on_batch(np.ones((B, 8)), {0: NUMBER, 1: {2: BIT}})
     assert model.task_names == ["0", "1/2"]

@@ -173,7 +173,7 @@ def test_readme_runs(tmp_path):
     readme = ROOT / "README.md"
     if not readme.exists():
         pytest.skip("there is no README.md yet")
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S)
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", readme.read_text())
     assert blocks
     process = python("\n".join(blocks), cwd=tmp_path)
     assert process.returncode == 0, process.stderr

@@ -56,9 +56,8 @@ def assert_same(model, other):
 
 def settings(model):
     config = model.get_compile_config()
-    return {
-        key: config[key] for key in ("loss", "weighting", "gradients", "metrics")
-    }
+    keys = ("loss", "weighting", "gradients", "metrics")
+    return {key: config[key] for key in keys}
 
 
 @each_weighting

@@ -173,7 +173,7 @@ def test_models_that_share_a_weighting_do_not_disturb_each_other():
         model = networks.MGDAModel(x, networks.heads(z, order))
         model.compile(
             "sgd",
-            loss={task: "mse" for task in order},
+            loss=dict.fromkeys(order, "mse"),
             weighting=weighting,
             run_eagerly=True,
         )

@@ -62,10 +62,13 @@ def _made_up(spec: tf.TensorSpec, size: int) -> np.ndarray:
 
 def _repeated(given: Any, spec: tf.TensorSpec, size: int) -> np.ndarray:
     rows = np.asarray(given)
-    if not spec.shape.is_compatible_with(rows.shape) or len(rows) == 0:
+    cut = spec.dtype.is_integer and rows.dtype.kind == "f"
+    fit = spec.shape.is_compatible_with(rows.shape) and len(rows) > 0
+    if cut or not fit:
         raise ValueError(
             f"The `warmup` rows for {spec.name!r} must be one or more of shape "
-            f"{spec.shape[1:]}. Received: an array of shape {rows.shape}."
+            f"{spec.shape[1:]} and {spec.dtype.name}. Received: an array of "
+            f"shape {rows.shape} and {rows.dtype}."
         )
     rows = np.take(rows, range(size), axis=0, mode="wrap")
     if spec.dtype == tf.string:

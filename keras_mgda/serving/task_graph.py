@@ -39,7 +39,7 @@ class Block:
 
     Attributes:
         tasks: The tasks that need it.
-        function: A `tf.function` from `inputs` to `outputs`.
+        function: The concrete function from `inputs` to `outputs`.
         inputs: Names of tensors of the traced graph, from earlier blocks or
             from the caller.
         outputs: Names of the tensors that others read.
@@ -188,8 +188,8 @@ def _block(
     block.__name__ = _name(tasks)
     return Block(
         tasks=tasks,
-        function=tf.function(
-            block, input_signature=list(arguments.values()), autograph=False
+        function=tf.function(block, autograph=False).get_concrete_function(
+            *arguments.values()
         ),
         inputs=tuple(arguments),
         outputs=tuple(results),

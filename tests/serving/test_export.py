@@ -222,6 +222,23 @@ def test_the_model_is_left_as_it_was(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+def test_functions_that_run_eagerly_are_served_as_graphs(tmp_path):
+    """As while debugging: the signatures share their functions all the same."""
+    model, rows = mlp()
+    tf.config.run_functions_eagerly(True)
+    try:
+        published = keras_mgda.export_saved_model(model, tmp_path)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    functions = published.meta_graph.graph_def.library.function
+    assert sum("encoder_of" in f.signature.name for f in functions) == 1
+    found = ask(published, "serving_default", rows)
+    np.testing.assert_allclose(
+        found["left"], answers_of(model, rows)["left"], atol=1e-6
+    )
+
+
 MIRRORED = """
 import sys
 import numpy as np, keras, tensorflow as tf

@@ -14,7 +14,7 @@ from served_models import (
 )
 
 import keras_mgda
-from keras_mgda import serving
+from keras_mgda import export, serving
 
 
 def refused(match, model, directory, **options):
@@ -98,6 +98,21 @@ def test_an_answer_that_changes_state(tmp_path):
     counter = tf.Variable(0.0)
     model = with_layer(lambda x: x + 0.0 * counter.assign_add(1.0))
     refused("must not depend on earlier requests", model, tmp_path)
+
+
+def test_weights_stored_twice(tmp_path, monkeypatch):
+    model, _ = mlp()
+
+    def as_keras_does(traced, served, path):
+        module = tf.Module()
+        module.weights = traced.variables
+        module.copies = [tf.Variable(v) for v in traced.variables]
+        tf.saved_model.save(
+            module, path, signatures={n: s.function for n, s in served.items()}
+        )
+
+    monkeypatch.setattr(export, "_save", as_keras_does)
+    refused("Weights must be stored once", model, tmp_path)
 
 
 def test_rows_that_mix_under_batching(tmp_path):
@@ -191,6 +206,16 @@ def test_example_specs_that_do_not_fit(spec, match, tmp_path):
 )
 def test_rows_that_do_not_fit(rows, match, tmp_path):
     refused(match, mlp()[0], tmp_path, warmup=rows)
+
+
+def test_rows_that_a_cast_would_cut(tmp_path):
+    model, rows = MODELS["masked_sequence"]()
+    refused(
+        "'tokens' must be .* and int32. Received: .* and float64",
+        model,
+        tmp_path,
+        warmup=rows["tokens"] + 0.5,
+    )
 
 
 def test_rows_that_were_made_up_and_do_not_fit(tmp_path):
