@@ -8,7 +8,11 @@ accuracy of the tasks on a validation split. The test split serves the table.
 
     python examples/multi_mnist.py
 
-TABLE
+Expected, with scikit-learn's digits and three seeds: about 95 % for all. The
+tasks hardly conflict, and with their rates tuned the plain sum is a little
+ahead of MGDA: -0.3 % against -1.0 % (MGDA-UB) and -1.3 % (exact) of the single
+tasks in one run, -0.2 %, -1.6 % and -1.6 % in another, each with a spread over
+the seeds of 0.2 to 0.8 %.
 """
 
 import argparse

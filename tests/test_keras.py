@@ -119,7 +119,8 @@ COMPILE_ARGS = {
         "metrics": {"one": ["accuracy"], "two": ["mae", "mse"]},
         "weighted_metrics": {"one": ["accuracy"], "two": ["mae"]},
     },
-    "xla": {"jit_compile": True, "structure": normalized},
+    # A program for every size of a batch: all of these are of 8 examples.
+    "xla": {"jit_compile": True, "structure": normalized, "b": 32},
     "steps_per_execution": {"jit_compile": False, "steps_per_execution": 3},
 }
 

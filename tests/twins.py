@@ -61,6 +61,7 @@ def train(
     optimizer,
     tasks=("one", "two"),
     structure=regularized,
+    b=30,
     fit=(),
     **compile_args,
 ):
@@ -76,7 +77,7 @@ def train(
         loss={task: LOSSES[task] for task in tasks},
         **(how | compile_args),
     )
-    x, y, sample_weight = examples(tasks=tasks)
+    x, y, sample_weight = examples(b, tasks)
     history = model.fit(
         x,
         y,
@@ -84,7 +85,7 @@ def train(
         batch_size=8,
         epochs=5,
         verbose=0,
-        validation_data=examples(tasks=tasks, seed=1),
+        validation_data=examples(b, tasks, seed=1),
         validation_freq=[1, 5],
         **dict(fit),
     )

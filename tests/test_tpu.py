@@ -1,0 +1,118 @@
+"""What can be known of a training step on a TPU without one.
+
+A TPU runs the whole step as one XLA program. XLA for CPU shares its front end:
+what it compiles has a kernel in XLA, static shapes and nothing on the host. The
+rest is what TPUs are known not to do in float64, which they emulate.
+"""
+
+import collections
+import re
+
+import keras
+import pytest
+import runs
+import tensorflow as tf
+from keras import layers
+
+# On hosts only, by parts of their names. XLA drops `Assert`.
+HOST_OPS = re.compile(
+    "PyFunc|Host|Outside|Send|Recv|Infeed|Outfeed|Print|Assert|Summary|"
+    "Iterator|Dataset|Lookup|String|File|Unique|Where$"
+)
+HOST_INSTRUCTIONS = {"custom-call", "infeed", "outfeed", "send", "recv"}
+# `instruction = shape opcode(...)`, and a tuple's shape is in parentheses.
+INSTRUCTION = re.compile(r"\S+ = (\(.*?\)|\S+) ([\w-]+)\(")
+# Reported as "rewriting is not implemented" for 64 bits by users of TPUs:
+# tensorflow/probability#1324, jax-ml/jax#21108, pytorch/xla#2627 and #7142.
+NOT_IN_64_BITS = HOST_INSTRUCTIONS | {
+    "all-reduce",
+    "bitcast-convert",
+    "cholesky",
+    "rng",
+    "sort",
+    "triangular-solve",
+}
+
+
+def traced_step(case, **compile_args):
+    """The whole step for a batch of known size, as `jit_compile` runs it."""
+    weighting, gradients = case
+    model = runs.compiled(
+        of_encoder=(layers.BatchNormalization, lambda: layers.Dropout(0.3)),
+        weighting=runs.WEIGHTINGS[weighting],
+        gradients=gradients,
+        metrics={"a": "accuracy"},
+        **compile_args,
+    )
+    batch = keras.tree.map_structure(tf.constant, runs.data(runs.BATCH_SIZE))
+    model.train_on_batch(*batch)  # makes all variables
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    return step, batch
+
+
+def instructions(step, batch):
+    """`(shape, opcode)` of the program before XLA optimizes it."""
+    program = step.experimental_get_compiler_ir(batch)(stage="hlo")
+    found = [INSTRUCTION.search(line) for line in program.splitlines()]
+    return [match.groups() for match in found if match]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("case", runs.CASES, ids=" by ".join)
+def test_step_is_one_static_xla_program(case, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        step, batch = traced_step(case)
+        graph = step.get_concrete_function(batch).graph
+        program = instructions(step, batch)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    definition = graph.as_graph_def()
+    nodes = [*definition.node]
+    for function in definition.library.function:
+        nodes += function.node_def
+    assert not [node.op for node in nodes if HOST_OPS.search(node.op)]
+    for operation in graph.get_operations():
+        for tensor in operation.outputs:
+            assert tensor.shape.is_fully_defined(), operation
+
+    opcodes = collections.Counter(opcode for _, opcode in program)
+    assert opcodes["dot"] > 10  # it is the program of the step
+    assert not HOST_INSTRUCTIONS & opcodes.keys()
+    assert not [shape for shape, _ in program if "<=" in shape]  # bounds
+    in_64_bits = {
+        opcode for shape, opcode in program if re.search("[fsu]64", shape)
+    }
+    assert not NOT_IN_64_BITS & in_64_bits
+    in_bfloat16 = [op for shape, op in program if "bf16" in shape]
+    assert ("dot" in in_bfloat16) == (policy == "mixed_bfloat16")
+
+
+def test_program_of_a_step_with_a_host_callback_is_not_accepted():
+    """The tests above can fail."""
+
+    @tf.function(autograph=False)
+    def step(batch):
+        x, _ = batch
+        return tf.py_function(lambda x: x, [x], tf.float32)
+
+    _, batch = traced_step(runs.CASES[0])
+    graph = step.get_concrete_function(batch).graph
+    assert any(HOST_OPS.search(op.type) for op in graph.get_operations())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="EagerPyFunc"):
+        tf.function(step, jit_compile=True)(batch)
+
+
+@pytest.mark.parametrize("gradients", runs.MODES)
+def test_step_in_bfloat16_trains(gradients):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = runs.compiled(gradients=gradients, jit_compile=True)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    run = runs.fit(model)
+    loss = run.history["loss"]
+    assert loss[-1] < loss[0]
+    in_float32 = runs.of_case_on_one(("mgda", gradients)).history["loss"]
+    assert loss == pytest.approx(in_float32, rel=0.02)
