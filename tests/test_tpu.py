@@ -101,14 +101,17 @@ def test_program_of_a_step_with_a_host_callback_is_not_accepted():
         x, _ = batch
         return tf.py_function(lambda x: x, [x], tf.float32)
 
-    _, batch = traced_step(runs.CASES[0])
+    batch = keras.tree.map_structure(tf.constant, runs.data(runs.BATCH_SIZE))
     graph = step.get_concrete_function(batch).graph
     assert any(HOST_OPS.search(op.type) for op in graph.get_operations())
     with pytest.raises(tf.errors.InvalidArgumentError, match="EagerPyFunc"):
         tf.function(step, jit_compile=True)(batch)
 
 
-@pytest.mark.parametrize("gradients", runs.MODES)
+@pytest.mark.parametrize(
+    "gradients",
+    ["representation", pytest.param("parameters", marks=pytest.mark.slow)],
+)
 def test_compiled_step_in_bfloat16_trains(gradients):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
