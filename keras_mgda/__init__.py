@@ -22,7 +22,8 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import datasets, weightings
+from keras_mgda import datasets, serving, weightings
+from keras_mgda.export import export_saved_model
 from keras_mgda.fork import GradientFork
 from keras_mgda.gram import gram_matrix
 from keras_mgda.layers import SharedRepresentation
@@ -35,7 +36,9 @@ __all__ = [
     "MinNormPoint",
     "SharedRepresentation",
     "datasets",
+    "export_saved_model",
     "gram_matrix",
     "min_norm_point",
+    "serving",
     "weightings",
 ]
