@@ -8,11 +8,21 @@ accuracy of the tasks on a validation split. The test split serves the table.
 
     python examples/multi_mnist.py
 
-Expected, with scikit-learn's digits and three seeds: about 95 % for all. The
-tasks hardly conflict, and with their rates tuned the plain sum is a little
-ahead of MGDA: -0.3 % against -1.0 % (MGDA-UB) and -1.3 % (exact) of the single
-tasks in one run, -0.2 %, -1.6 % and -1.6 % in another, each with a spread over
-the seeds of 0.2 to 0.8 %.
+Expected on scikit-learn's digits, mean and deviation of three seeds:
+
+    | method             | left, %      | right, %     | delta-m, %   | epoch |
+    |--------------------|--------------|--------------|--------------|-------|
+    | single task, left  | 95.00 ± 0.89 |              |              | 0.70x |
+    | single task, right |              | 95.86 ± 0.54 |              | 1.01x |
+    | uniform            | 94.79 ± 0.64 | 95.46 ± 0.42 | -0.31 ± 0.22 | 1.00x |
+    | MGDA-UB            | 93.94 ± 0.63 | 95.00 ± 1.22 | -1.01 ± 0.38 | 0.98x |
+    | exact MGDA         | 93.29 ± 1.72 | 95.05 ± 0.11 | -1.32 ± 0.64 | 1.98x |
+
+and on MNIST with `--epochs 10 --seeds 1` a delta-m of -1.3 (uniform), -1.0
+(MGDA-UB) and -1.5 (exact MGDA), at 1.1 and 2.0 times the time. So the paper's
+gain over the sum, 0.9 % of accuracy, does not show: these two tasks hardly
+conflict, and here the sum has its learning rate tuned as well. (Kurin et al.,
+2022, found the same.) With 360 digits to test on, 1 % is four of them.
 """
 
 import argparse
@@ -55,7 +65,7 @@ class Settings(NamedTuple):
 
 SETTINGS = {
     "digits": Settings(4, 10, 64, 0.0, (0.01, 0.02, 0.05)),
-    "mnist": Settings(1, 20, 256, 0.5, (0.02, 0.05, 0.1)),
+    "mnist": Settings(1, 20, 256, 0.5, (0.05, 0.1, 0.2)),
 }
 
 

@@ -18,9 +18,10 @@ from keras_mgda.replicas import (
     share_statistics,
 )
 
-_some_tensor = keras.Input((1,), name="tensor")
+_some_input = keras.Input((1,), name="input")
+_some_output = keras.layers.Identity(name="output")(_some_input)
 # What `keras.Model(inputs, outputs)` is. Keras does not export it by name.
-_Functional = type(keras.Model(_some_tensor, _some_tensor, name="model"))
+_Functional = type(keras.Model(_some_input, _some_output, name="model"))
 
 
 class MGDAModel(PartlyLabelledModel):
