@@ -13,7 +13,14 @@ if _importlib_util.find_spec("tensorflow") is None:
         "or [tpu] for these devices."
     )
 
-import keras as _keras
+try:
+    import keras as _keras
+except ModuleNotFoundError as _error:
+    raise ImportError(
+        f"keras_mgda needs Keras on TensorFlow, but importing it failed with "
+        f"'{_error}': install keras, or set KERAS_BACKEND=tensorflow before "
+        "keras is imported."
+    ) from _error
 
 if _keras.backend.backend() != "tensorflow":
     raise ImportError(

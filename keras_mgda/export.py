@@ -95,11 +95,13 @@ def export_saved_model(
 
     Example:
 
-    ```python
-    published = keras_mgda.export_saved_model(model, "saved_models/mtl")
-    print(published)
-    print(keras_mgda.serving.docker_command(published))
-    ```
+    >>> import tempfile, keras, keras_mgda
+    >>> features = keras.Input((4,), name="features")
+    >>> heads = {t: keras.layers.Dense(1, name=t)(features) for t in "ab"}
+    >>> model = keras.Model(features, heads)
+    >>> published = keras_mgda.export_saved_model(model, tempfile.mkdtemp())
+    >>> sorted(published.signatures)
+    ['predict_a', 'predict_b', 'serving_default']
     """
     directory = _folder_of_versions(directory)
     _check_number("version", version)
@@ -241,7 +243,8 @@ def _check(staged: Path, requests: Sequence[Request], mixed: bool) -> None:
         found = list(_mixed_rows(requests, checks.tolerance(written)))
     if found:
         raise ValueError(
-            "The model cannot be served, and no version was published:\n"
+            "The model must be one that TensorFlow Serving can run; no version "
+            "was published. Received: a model with these problems:\n"
             + "\n".join(f"- {problem}" for problem in found)
         )
 

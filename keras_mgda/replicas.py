@@ -177,9 +177,9 @@ def without_collectives(place: str) -> Iterator[None]:
         if "merge_call" not in str(error):
             raise
         raise ValueError(
-            f"No layer may sum over replicas in {place}. Received: one that "
-            "does, such as `BatchNormalization(synchronized=True)`. Leave that "
-            "out, or use `gradients='representation'`."
+            f"The layers of {place} must not sum over replicas. Received: one "
+            "that does, as `BatchNormalization(synchronized=True)` is. Leave "
+            "that out, or use `gradients='representation'`."
         ) from error
 
 

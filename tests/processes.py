@@ -1,4 +1,4 @@
-"""Runs `replica_job.py` in processes of its own, alone or as workers."""
+"""Runs scripts in processes of their own, alone or as workers."""
 
 import contextlib
 import json
@@ -28,23 +28,23 @@ class Ended(NamedTuple):
     output: str
 
 
-def alone(job, *arguments, seconds=120):
-    (ended,) = run([None], job, *arguments, seconds=seconds)
+def alone(*arguments, seconds=120, script=SCRIPT):
+    (ended,) = run([None], [script, *arguments], seconds)
     return ended
 
 
-def workers(job, *arguments, number=2, seconds=240):
-    """The same job on several workers of one cluster."""
+def workers(*arguments, number=2, seconds=240, script=SCRIPT):
+    """The same on several workers of one cluster."""
     ports = free_ports(number)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     configs = [
         {"cluster": cluster, "task": {"type": "worker", "index": index}}
         for index in range(number)
     ]
-    return run(configs, job, *arguments, seconds=seconds)
+    return run(configs, [script, *arguments], seconds)
 
 
-def run(configs, job, *arguments, seconds):
+def run(configs, command, seconds):
     """One process for each `TF_CONFIG`. None of them outlives the call.
 
     Raises:
@@ -56,7 +56,7 @@ def run(configs, job, *arguments, seconds):
         ]
         started = [
             subprocess.Popen(
-                [sys.executable, SCRIPT, job, *map(str, arguments)],
+                [sys.executable, *map(str, command)],
                 env=_environment(config),
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -4,6 +4,8 @@ One process can hold one number of replicas only: two here, four in a process
 of its own.
 """
 
+import re
+
 import keras
 import networks
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import runs
 import tensorflow as tf
 from keras import layers
+from refusal import refused
 
 from keras_mgda import GradientFork, MGDAModel, weightings
 
@@ -168,7 +171,7 @@ def test_synchronized_batch_normalization_trains_as_on_one(strategy):
 def test_synchronized_layer_in_the_encoder_of_exact_mgda(strategy):
     of_encoder = (batch_normalization(synchronized=True),)
     model = runs.compiled(strategy, of_encoder, gradients="parameters")
-    with pytest.raises(ValueError, match="sum over replicas in the encoder"):
+    with refused("the encoder with .* must not sum over replicas"):
         runs.fit(model)
 
 
@@ -376,7 +379,7 @@ def with_option(strategy, option, make):
 
 @each_unsupported
 def test_what_keras_does_not_support_is_refused(strategy, option):
-    with pytest.raises(ValueError, match=f"must train without {option}"):
+    with refused(f"must train without {option}"):
         with_option(strategy, option, MGDAModel)
     with_option(None, option, MGDAModel)
 
@@ -399,16 +402,16 @@ def several(optimizer):
 @pytest.mark.parametrize("wrap", [keras.optimizers.LossScaleOptimizer, several])
 def test_option_of_a_wrapped_optimizer_is_refused(strategy, wrap):
     inner = keras.optimizers.SGD(gradient_accumulation_steps=2)
-    with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+    with refused("must train without gradient_accumulation_steps"):
         runs.compiled(strategy, optimizer=wrap(inner))
 
 
 def test_model_built_outside_of_the_scope_is_refused(strategy):
     model = runs.compiled()
-    outside = pytest.raises(ValueError, match="must be built under the strat")
-    with strategy.scope(), outside:
+    message = "must be built under the strategy"
+    with strategy.scope(), refused(message):
         runs.fit(model)
-    with strategy.scope(), outside:
+    with strategy.scope(), refused(message):
         model.compile("sgd", runs.LOSSES)
     assert_finite(model)
 
@@ -417,5 +420,5 @@ def test_other_strategies_are_refused():
     refusal, stock, *_ = processes.alone(
         "parameter_server", *processes.free_ports(2)
     ).result
-    assert "Received: ParameterServerStrategyV2" in refusal
+    assert re.search("must be one of .* Received: ParameterServer", refusal)
     assert stock is not None

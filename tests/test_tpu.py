@@ -6,9 +6,11 @@ rest is what TPUs are known not to do in float64, which they emulate.
 """
 
 import collections
+import pathlib
 import re
 
 import keras
+import processes
 import pytest
 import runs
 import tensorflow as tf
@@ -121,3 +123,32 @@ def test_compiled_step_in_bfloat16_trains(gradients):
     (loss,) = runs.fit(model, epochs=1).history["loss"]
     in_float32 = runs.of_case_on_one(("mgda", gradients)).history["loss"]
     assert loss == pytest.approx(in_float32[0], rel=0.02)
+
+
+EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "tpu.py"
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["none", "mirrored", pytest.param("multiworker", marks=pytest.mark.slow)],
+)
+def test_example_runs_where_there_is_no_tpu(strategy, tmp_path):
+    start = processes.workers if strategy == "multiworker" else processes.alone
+    ended = start(
+        *("--strategy", strategy, "--epochs", 3, "--backup", tmp_path),
+        script=EXAMPLE,
+    )
+    first, *others = ended if strategy == "multiworker" else [ended]
+    assert first.code == 0, first.output
+    replicas = 1 if strategy == "none" else 2
+    assert f"{replicas} replicas, task weights" in first.output
+    right = re.findall(r"(?:left|right): ([\d.]+) %", first.output)
+    assert len(right) == 2
+    assert all(float(percent) > 50 for percent in right)
+    for other in others:
+        assert other.code == 0, other.output
+        assert " % of the test images" not in other.output
+
+
+def test_example_says_that_it_was_not_run_on_a_tpu():
+    assert "IT WAS NOT RUN ON A TPU" in EXAMPLE.read_text()[:200]

@@ -139,7 +139,9 @@ def _serving_graph(file: Path) -> Any:
     try:
         saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     except DecodeError as error:
-        raise ValueError(f"{file} must be a SavedModel. It is cut.") from error
+        raise ValueError(
+            f"{file} must be a SavedModel. Received: one that is cut."
+        ) from error
     tags = [set(graph.meta_info_def.tags) for graph in saved.meta_graphs]
     if {"serve"} not in tags:
         raise ValueError(

@@ -179,4 +179,6 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, message[position : position + size]
         position += size
     if position != len(message):
-        raise ValueError("A warm-up record is cut short.")
+        raise ValueError(
+            "A warm-up record must be whole. Received: one that is cut short."
+        )
