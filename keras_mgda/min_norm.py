@@ -5,8 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-# Some 50 float64 ulps of the diagonal of ones that the pivots start from.
-_SMALLEST_PIVOT = 1e-14
+from keras_mgda.quadratic import non_negative_minimum
 
 
 class MinNormPoint(NamedTuple):
@@ -227,15 +226,6 @@ def _active_set(
     residuals are `r = c - M u` with `M_ts = cos(g_t, g_s) + c_t c_s`. In units
     of `min_t G_tt` and with `z = c'u`, the squared norm is `(1 - z) / z` and
     the duality gap the largest `r_t / (c_t z)`.
-
-    The task `t` of largest residual enters: `u_t` grows, and on the support
-    `u` follows so that the residuals there stay zero. Either `r_t` comes to
-    zero first and `t` joins the support, or some `u_k` does and `k` leaves,
-    and `t` goes on. `u` is feasible throughout, and every step improves it.
-
-    The tableau is `[M | c]`, swept (Gauss-Jordan) on the support. Its last
-    column has `u` on the support and `r` elsewhere, each for `u_t = 0`; its
-    column `t` has the rates at which these and `r_t` fall as `u_t` grows.
     """
     squared_norms = tf.linalg.diag_part(gram)
     smallest = _min_over(active, squared_norms)
@@ -244,55 +234,13 @@ def _active_set(
     c = tf.where(squared_norms > smallest, tf.sqrt(smallest) / n, 1)
     c = tf.where(active, c, 0)  # has residual 0 and never enters
     M = gram / (n[:, None] * n) + c[:, None] * c
-    tasks = tf.range(gram.shape[0])
 
-    def next_task(r: Any, support: Any, u: Any) -> tf.Tensor:
+    def enters(r: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
         z = tf.tensordot(c, u, 1)
-        enters = ~support & (r > tolerance * c * z) & (1 - z > tolerance * z)
-        t = tf.argmax(tf.where(enters, r, 0), output_type=tf.int32)
-        return tf.where(tf.reduce_any(enters), t, -1)
+        return (r > tolerance * c * z) & (1 - z > tolerance * z)
 
-    def body(step: Any, tableau: Any, support: Any, t: Any, u: Any) -> Any:
-        values, rates = tableau[:, -1], tf.gather(tableau, t)[:-1]
-        is_t = tasks == t
-        # Raising a pivot that is rounding, of either sign, changes `G_tt` by
-        # no more than that, and lets `u_t` grow until another task leaves.
-        rates = tf.where(is_t, tf.maximum(rates, _SMALLEST_PIVOT), rates)
-
-        falls = (support | is_t) & (rates > 0)
-        growths = tf.where(falls, values / rates, float("inf"))
-        k = tf.argmin(growths, output_type=tf.int32)  # joins if t, else leaves
-        u = tf.where(is_t, tf.gather(growths, k), 0)
-        u += tf.where(support, values - tf.gather(growths, k) * rates, 0)
-        support ^= tasks == k
-        u = tf.where(support | is_t, tf.maximum(u, 0), 0)
-
-        joins = k == t
-        pivots = tf.where(joins, rates, tf.linalg.diag_part(tableau[:, :-1]))
-        tableau = _sweep(tableau, k, tf.gather(pivots, k))
-        t = tf.where(joins, next_task(tableau[:, -1], support, u), t)
-        return step + 1, tableau, support, t, u
-
-    support, u = tf.zeros_like(active), tf.zeros_like(c)
-    tableau = tf.concat([M, c[:, None]], axis=1)
-    num_steps, _, _, _, u = tf.while_loop(
-        lambda step, tableau, support, t, u: (t >= 0) & (step < max_steps),
-        body,
-        (0, tableau, support, next_task(c, support, u), u),
-    )
+    u, num_steps = non_negative_minimum(M, c, enters, max_steps)
     return c * u / tf.tensordot(c, u, 1), num_steps
-
-
-def _sweep(tableau: tf.Tensor, k: tf.Tensor, pivot: tf.Tensor) -> tf.Tensor:
-    """Solves row `k` for unknown `k`; undoes that where `pivot < 0`."""
-    row = tf.gather(tableau, k)
-    column = row[:-1, None]  # the square part is symmetric
-    in_row = (tf.range(tableau.shape[0]) == k)[:, None]
-    in_column = tf.range(tableau.shape[1]) == k
-    swept = tableau - column * (row / pivot)
-    swept = tf.where(in_column, column / tf.abs(pivot), swept)
-    swept = tf.where(in_row, row / tf.abs(pivot), swept)
-    return tf.where(in_row & in_column, -1 / pivot, swept)
 
 
 _METHODS = {"active_set": _active_set, "frank_wolfe": _frank_wolfe}

@@ -175,7 +175,8 @@ class MGDAModel(PartlyLabelledModel):
         ]
         # A copy, for `build` must not change that of another model.
         weighting = copy.copy(weightings.get(weighting))
-        weighting.build(task_names)
+        with self.distribute_strategy.scope():
+            weighting.build(task_names)
         super().compile(
             optimizer, tasks.record_values(by_output), *args, **kwargs
         )
@@ -183,6 +184,9 @@ class MGDAModel(PartlyLabelledModel):
         self._loss_by_output = by_output
         self._task_names = task_names
         self._weighting = weighting
+        # Saved and loaded with the model as its optimizer is, and as little one
+        # of its layers: `get_weights` stays that of the plain Keras model.
+        object.__setattr__(self, "_weighting_state", weighting.state)
         self._gradients = gradients
         with self.distribute_strategy.scope():
             self._last_step = _LastStep(len(task_names))

@@ -107,13 +107,14 @@ class ReplicatedModel(keras.Model):
         return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
     def _maybe_symbolic_build(
-        self, iterator: Any = None, data_batch: Any = None
+        self, iterator: Any = None, data_batch: Any = None, **kwargs: Any
     ) -> None:
         """Overrides a private method, the only place that can be mended.
 
         To learn the shapes, Keras reduces the first batch to its mean over the
         replicas. That fails if their parts differ in size, and with several
-        workers; the part of one replica has the same shapes.
+        workers; the part of one replica has the same shapes. (Keras 3.5 to
+        3.15. One that does not call this any more has another way.)
         """
         strategy = self.distribute_strategy
         if strategy.num_replicas_in_sync > 1 and iterator is not None:
@@ -125,7 +126,7 @@ class ReplicatedModel(keras.Model):
                 next(batches),
             )
             iterator = None
-        super()._maybe_symbolic_build(iterator, data_batch)
+        super()._maybe_symbolic_build(iterator, data_batch, **kwargs)
 
 
 def check_replica(model: keras.Model, x: Any) -> None:

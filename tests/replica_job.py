@@ -52,6 +52,7 @@ def worker_suite(directory, *cases):
         evaluation,
         normalized,
         overflow,
+        stock,
         uneven,
         different_numbers_of_batches,
         different_states,
@@ -96,6 +97,18 @@ def overflow(strategy, directory):
     )
     scale = float(model.optimizer.dynamic_scale.numpy())
     return before, skipped, runs.on_each_replica(model)[0], scale
+
+
+def stock(strategy, directory):
+    """How stock Keras fails, and how it would after its first failure."""
+    plain = runs.compiled(strategy, make=keras.Model)
+    half_mended = runs.compiled(strategy)
+    half_mended._for_reduction = lambda logs: logs
+    x, y = runs.data(24)
+    return (
+        error_of(lambda: plain.fit(x, y, batch_size=24, verbose=0)),
+        error_of(lambda: half_mended.fit(x, y, batch_size=24, verbose=0)),
+    )
 
 
 def uneven(strategy, directory):
