@@ -86,7 +86,7 @@ def of_step(
         ]
     task_losses = tf.stack(
         [
-            tf.cast(loss * seed / loss_scale, tf.float32)
+            tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32) / loss_scale
             for loss, seed in zip(
                 recording.task_losses.values(), seeds, strict=True
             )

@@ -83,7 +83,9 @@ def of_total(
     summands = list(recording.summands.values())
     with recording.encoder_gate.opened():
         found = recording.tape.gradient(
-            total_loss, summands + values(variables), seed
+            total_loss,
+            summands + values(variables),
+            tf.cast(seed, total_loss.dtype),
         )
     for task, of_task in zip(recording.summands, found, strict=False):
         if of_task is None:
@@ -137,8 +139,11 @@ def stack(by_task: dict[int, Gradient], num_tasks: int) -> tf.Tensor:
 
 def combine(task_weights: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
     """`sum_t w_t g_t` of `[m, ...]`, summed in float32 at least."""
-    wide = tf.cast(gradients, tf.float32)
-    return tf.cast(tf.tensordot(task_weights, wide, 1), gradients.dtype)
+    wide = tf.float32 if gradients.dtype.size < 4 else gradients.dtype
+    total = tf.tensordot(
+        tf.cast(task_weights, wide), tf.cast(gradients, wide), 1
+    )
+    return tf.cast(total, gradients.dtype)
 
 
 def add(left: Gradient, right: Gradient) -> Gradient:

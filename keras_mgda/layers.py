@@ -49,5 +49,8 @@ class SharedRepresentation(keras.layers.Layer):
             return inputs
         return keras.tree.map_structure(step.mark_representation, inputs)
 
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return keras.tree.map_structure(keras.ops.copy, inputs)
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

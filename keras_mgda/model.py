@@ -228,6 +228,12 @@ class MGDAModel(PartlyLabelledModel):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def _start(self) -> tuple[list[keras.Variable], Any]:
+        variables, _ = super()._start()
+        if self._weighting.state is not None:
+            variables += self._weighting.state.variables
+        return variables, keras.saving.serialize_keras_object(self._weighting)
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of Algorithm 2 of Sener & Koltun, 2018."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

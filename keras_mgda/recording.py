@@ -98,6 +98,7 @@ class Recording:
 
     def mark_task_loss(self, task: str, loss: tf.Tensor) -> tf.Tensor:
         """Notes a task's loss; returns what shall enter the total loss."""
+        self.tape.watch(loss)  # even if nothing is trained on its path
         self.task_losses[task] = loss
         self.summands[task] = self.loss_gate(loss)
         return self.summands[task]

@@ -71,7 +71,8 @@ class ReplicatedModel(keras.Model):
     """
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        super().compile(*args, **kwargs)
+        with self.distribute_strategy.scope():  # for the optimizer it makes
+            super().compile(*args, **kwargs)
         _check_supported(self)
         _check_scope(self)
 
@@ -89,10 +90,17 @@ class ReplicatedModel(keras.Model):
         if has_workers(self.distribute_strategy):
             # The last one, when the others have loaded their checkpoints.
             callbacks = [callbacks] if callbacks else []
-            callbacks = [*keras.tree.flatten(callbacks), SameStart()]
+            callbacks = [
+                *keras.tree.flatten(callbacks),
+                SameStart(self._start),
+            ]
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
         )
+
+    def _start(self) -> tuple[list[keras.Variable], Any]:
+        """What all workers must have in common: variables, and settings."""
+        return [*self.weights, *self.optimizer.variables], None
 
     def test_step(self, data: Any) -> dict[str, Any]:
         return self._for_reduction(super().test_step(data))
@@ -240,12 +248,13 @@ def _check_supported(model: keras.Model) -> None:
 
 def _check_scope(model: keras.Model) -> None:
     strategy = model.distribute_strategy
+    variables = [*model.variables, *getattr(model.optimizer, "variables", ())]
     if strategy.num_replicas_in_sync > 1 and not all(
         strategy.extended.variable_created_in_scope(variable.value)
-        for variable in model.variables
+        for variable in variables
     ):
         raise ValueError(
-            "The model must be built under the strategy that trains it. "
-            f"Received: a model with variables outside {strategy}. Build "
-            "it inside `with strategy.scope():`."
+            "The model and its optimizer must be built under the strategy that "
+            f"trains them. Received: variables outside {strategy}. Build and "
+            "compile inside `with strategy.scope():`."
         )

@@ -83,6 +83,8 @@ def map_named(
     if not isinstance(structure, Mapping):
         return function(prefix, structure)
     return {
-        name: map_named(function, value, f"{prefix}/{name}" if prefix else name)
+        name: map_named(
+            function, value, f"{prefix}/{name}" if prefix else str(name)
+        )
         for name, value in structure.items()
     }

@@ -8,7 +8,8 @@ they stop with a `tf.errors.UnavailableError`.
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -48,25 +49,33 @@ class SameStart(keras.callbacks.Callback):
 
     Every worker would go on from its own: gradients are summed over the
     workers, variables are not. To stand behind the callbacks that load them.
+
+    Args:
+        start: returns the variables that have to be the same, and a structure
+            of settings, as JSON takes it.
     """
 
+    def __init__(self, start: Callable[[], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self._start = start
+
     def on_train_begin(self, logs: Any = None) -> None:
-        optimizer = self.model.optimizer
-        digest = hashlib.sha256()
-        for variable in [*self.model.weights, *optimizer.variables]:
+        variables, settings = self._start()
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for variable in variables:
             digest.update(variable.numpy().tobytes())
-        num_steps = int(optimizer.iterations.numpy())
+        num_steps = int(self.model.optimizer.iterations.numpy())
         of_workers = _gather(
             self.model.distribute_strategy,
             [num_steps, int.from_bytes(digest.digest()[:7], "big")],
         )
         if _differ(of_workers):
             raise ValueError(
-                "All workers must start from the same weights and the same "
-                "optimizer. Received: different ones, after "
+                "All workers must start with the same weights, optimizer and "
+                "weighting. Received: different ones, after "
                 f"{of_workers[:, 0].tolist()} steps. Let every worker load the "
-                "same checkpoint: from a directory that all of them read and "
-                "the first one writes."
+                "same checkpoint, from a directory that all of them read and "
+                "the first one writes, and give random weightings a seed."
             )
 
 

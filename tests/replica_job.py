@@ -18,6 +18,8 @@ import runs
 import tensorflow as tf
 from keras import layers
 
+from keras_mgda import weightings
+
 
 def mirrored_cases(number, *cases):
     """Runs of the cases on so many logical CPUs."""
@@ -55,7 +57,7 @@ def worker_suite(directory, *cases):
         stock,
         uneven,
         different_numbers_of_batches,
-        different_states,
+        different_starts,
         saved,
     ):
         results[part.__name__] = part(strategy, pathlib.Path(directory))
@@ -132,15 +134,21 @@ def different_numbers_of_batches(strategy, directory):
     ]
 
 
-def different_states(strategy, directory):
+def different_starts(strategy, directory):
+    """One after another in a weight, a rate, a seed and a state."""
     rank = strategy.cluster_resolver.task_id
-    model = runs.compiled(strategy)
-    if rank > 0:
-        model.weights[0].assign(model.weights[0] + 1.0)
-    weights = error_of(lambda: runs.fit(model))
-    model = runs.compiled(strategy)
-    model.optimizer.learning_rate = 0.1 * (1 + rank)
-    return weights, error_of(lambda: runs.fit(model))
+    in_weight = runs.compiled(strategy)
+    in_weight.weights[0].assign(in_weight.weights[0] + float(rank))
+    in_rate = runs.compiled(strategy)
+    in_rate.optimizer.learning_rate = 0.1 * (1 + rank)
+    in_seed = runs.compiled(strategy, weighting=weightings.PCGrad(seed=rank))
+    in_state = runs.compiled(strategy, weighting=weightings.FAMO())
+    (logits, *_) = in_state._weighting.state.variables
+    logits.assign(logits + float(rank))
+    return [
+        error_of(lambda different=different: runs.fit(different))
+        for different in (in_weight, in_rate, in_seed, in_state)
+    ]
 
 
 def saved(strategy, directory):

@@ -19,6 +19,25 @@ WEIGHTINGS = {
     "mgda loss+": weightings.MGDA("loss+"),
     "uniform": weightings.Uniform(),
     "fixed": weightings.Fixed({"a": 0.1, "b": 0.2, "c": 0.3}),
+    "aligned_mtl": weightings.AlignedMTL(),
+    "cagrad": weightings.CAGrad(),
+    "config": weightings.ConFIG(),
+    "cr_mogm": weightings.CRMOGM(),
+    "dualproj": weightings.DualProj({"a": 1.0, "b": 0.5, "c": 0.0}),
+    "dwa": weightings.DWA(period=4),
+    "edm": weightings.EDM(),
+    "fairgrad": weightings.FairGrad(),
+    "famo": weightings.FAMO(),
+    "geometric_mean": weightings.GeometricMean(),
+    "gradnorm": weightings.GradNorm(),
+    "gradvac": weightings.GradVac(seed=0),
+    "imtl_g": weightings.IMTLG(),
+    "nash_mtl": weightings.NashMTL(),
+    "pcgrad": weightings.PCGrad(seed=0),
+    "random": weightings.Random(seed=0),
+    "stch": weightings.STCH(),
+    "uncertainty": weightings.Uncertainty(),
+    "upgrad": weightings.UPGrad(),
 }
 MODES = ("representation", "parameters")
 CASES = list(itertools.product(WEIGHTINGS, MODES))
@@ -75,14 +94,34 @@ def network(*of_encoder):
     return x, outputs
 
 
-def compiled(strategy=None, of_encoder=(), make=MGDAModel, **compile_args):
-    """A model of the network, built under the strategy, always the same."""
+def sgd(learning_rate=0.1, momentum=0.9, **kwargs):
+    """For `compiled`, which makes it under the strategy."""
+    return functools.partial(
+        keras.optimizers.SGD, learning_rate, momentum, **kwargs
+    )
+
+
+def compiled(
+    strategy=None,
+    of_encoder=(),
+    make=MGDAModel,
+    optimizer=sgd(),  # noqa: B008
+    **compile_args,
+):
+    """A model of the network, built under the strategy, always the same.
+
+    Args:
+        strategy: `None` for one replica.
+        of_encoder: functions that make further layers for the encoder.
+        make: the class of the model.
+        optimizer: makes the optimizer.
+        **compile_args: more of them.
+    """
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         keras.utils.set_random_seed(0)
         model = make(*network(*(layer() for layer in of_encoder)))
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-        model.compile(**{"optimizer": optimizer, "loss": LOSSES} | compile_args)
+        model.compile(optimizer(), **{"loss": LOSSES} | compile_args)
     return model
 
 
@@ -133,6 +172,8 @@ def from_json(result):
 def assert_same(run, expected, tolerance=1e-5, first_epoch=0):
     """Weights relative to the largest of each variable, the others as such.
 
+    Task weights beyond one are relative to themselves.
+
     Args:
         run: from `first_epoch` on, and maybe with fewer metrics.
         expected: from the start.
@@ -142,7 +183,8 @@ def assert_same(run, expected, tolerance=1e-5, first_epoch=0):
     for a, b in zip(run.weights, expected.weights, strict=True):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
     for task, task_weight in expected.task_weights.items():
-        assert abs(run.task_weights[task] - task_weight) <= tolerance
+        apart = abs(run.task_weights[task] - task_weight)
+        assert apart <= tolerance * max(1, abs(task_weight))
     for name, values in run.history.items():
         np.testing.assert_allclose(
             values, expected.history[name][first_epoch:], rtol=tolerance

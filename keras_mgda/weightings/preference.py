@@ -1,5 +1,6 @@
 """Numbers that a user gives the tasks, by their names or in their order."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,17 +27,15 @@ class TaskNumbers:
         self, given: Numbers | None, what: str, may_be_negative: bool = False
     ) -> None:
         self.given: dict[str, float] | list[float] | None = None
+        values: list[float] = []
         if isinstance(given, Mapping):
-            self.given = dict(given)
+            values = [float(value) for value in given.values()]
+            self.given = dict(zip(given, values, strict=True))
         elif given is not None:
-            self.given = list(given)
+            self.given = values = [float(value) for value in given]
         self._what = what
-        values = given.values() if isinstance(given, Mapping) else given or ()
         least = -float("inf") if may_be_negative else 0
-        if not all(
-            least <= value < float("inf") and value > -float("inf")
-            for value in values
-        ):
+        if not all(math.isfinite(n) and n >= least for n in values):
             raise ValueError(
                 f"{what} must be finite"
                 f"{'' if may_be_negative else ' and not negative'}. "

@@ -150,7 +150,7 @@ class GeometricMean(Weighting):
         count = tf.reduce_sum(tf.cast(labelled, L.dtype))
         mean = tf.math.divide_no_nan(tf.reduce_sum(logs), count)
         w = tf.math.divide_no_nan(tf.exp(mean - logs), count)
-        return _finish(w, L)
+        return _finish(tf.where(labelled, w, 0), L)
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
