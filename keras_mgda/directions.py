@@ -11,29 +11,59 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_mgda import encoder
 from keras_mgda.gradients import (
     Gradient,
-    TaskGradients,
     add,
     combine,
-    dense,
     may_be_encoder,
-    of_total,
     reached,
     stack,
-    through_heads,
-    values,
 )
 from keras_mgda.gram import jacobian_gram
 from keras_mgda.recording import Recording
-from keras_mgda.replicas import (
-    replica_shares,
-    sum_over_replicas,
-    without_collectives,
-)
-from keras_mgda.weightings import Weighting
+from keras_mgda.replicas import sum_over_replicas
 
-Weigh = Callable[[tf.Tensor], tf.Tensor]
+
+class Step(NamedTuple):
+    """What a direction is made from.
+
+    Attributes:
+        recording: of the forward pass.
+        variables: the trainable variables of the model.
+        at_cut: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`.
+        direct: for each variable `{task index: gradient}` of the tasks that
+            reach it without passing `Z`.
+        weigh: from the Gram matrix `[m, m]` to the task weights `[m]`.
+    """
+
+    recording: Recording
+    variables: Sequence[keras.Variable]
+    at_cut: list[tf.Tensor]
+    direct: list[dict[int, Gradient]]
+    weigh: Callable[[tf.Tensor], tf.Tensor]
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.recording.task_losses)
+
+
+class Verification(NamedTuple):
+    """How the tasks do along a direction, to first order.
+
+    Attributes:
+        num_conflicts: `[]`, how many tasks were in conflict with the direction
+            of the weighting, before any correction.
+        num_corrections: `[]`, how many corrections were made.
+        min_cosine: `[]`, the smallest cosine between the direction taken and
+            a task gradient. The norms of the task gradients are estimated: by
+            those that the weighting saw, on the scale on which the norm of
+            the direction is right.
+    """
+
+    num_conflicts: tf.Tensor
+    num_corrections: tf.Tensor
+    min_cosine: tf.Tensor
 
 
 class Direction(NamedTuple):
@@ -44,75 +74,18 @@ class Direction(NamedTuple):
         task_weights: `[m]`.
         owners: for each variable the index of the one task whose head it is a
             part of; `None` if it is shared, or not reached.
+        gram: `[m, m]`, what the task weights were chosen by.
+        verification: if the direction was looked at.
     """
 
     gradients: list[Gradient]
     task_weights: tf.Tensor
     owners: list[int | None]
+    gram: tf.Tensor
+    verification: Verification | None = None
 
 
-def of_step(
-    recording: Recording,
-    variables: Sequence[keras.Variable],
-    total_loss: tf.Tensor,
-    *,
-    loss_scale: tf.Tensor,
-    weighting: Weighting,
-    mode: str,
-) -> Direction:
-    """What the variables move along in one training step.
-
-    With labels counted, the loss of a task that has `N` on this replica and
-    `N'` on all of the `r` replicas weighs `r N / N'` here, so that the sum over
-    replicas is the mean over all labelled examples.
-
-    Args:
-        recording: of the forward pass.
-        variables: the trainable variables of the model.
-        total_loss: `[]`, what `compute_loss` returned: the task losses times
-            their loss weights, and what belongs to no task.
-        loss_scale: `[]`, what the gradients are to be multiplied by. The
-            weighting sees them without.
-        weighting: chooses the task weights.
-        mode: which task gradients it sees, a key of `MODES`.
-
-    """
-    seeds, remainder = of_total(recording, variables, total_loss, loss_scale)
-    if recording.num_labels:
-        shares = replica_shares(list(recording.num_labels.values()))
-        seeds = [
-            seed * tf.cast(share, seed.dtype)
-            for seed, share in zip(seeds, tf.unstack(shares), strict=True)
-        ]
-    task_losses = tf.stack(
-        [
-            tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32) / loss_scale
-            for loss, seed in zip(
-                recording.task_losses.values(), seeds, strict=True
-            )
-        ]
-    )
-    if weighting.uses_losses:
-        task_losses = sum_over_replicas(task_losses)
-
-    def weigh(gram: tf.Tensor) -> tf.Tensor:
-        return weighting(gram / loss_scale**2, task_losses)
-
-    # Weights that do not look at the gradients need none of the encoder's.
-    direction = MODES[mode if weighting.uses_gram else "representation"]
-    found = direction(
-        recording, variables, through_heads(recording, variables, seeds), weigh
-    )
-    # What belongs to no task enters once, outside the simplex.
-    return found._replace(gradients=list(map(add, found.gradients, remainder)))
-
-
-def along_representation(
-    recording: Recording,
-    variables: Sequence[keras.Variable],
-    task_gradients: TaskGradients,
-    weigh: Weigh,
-) -> Direction:
+def along_representation(step: Step) -> Direction:
     """MGDA-UB: weighs by `dL_t/dZ`, and `D_t` where something comes around `Z`.
 
     Only the weighted sum is pulled back, so the encoder's backward pass runs
@@ -121,151 +94,128 @@ def along_representation(
     approximates exact MGDA, and its direction may conflict with a task
     gradient; Theorem 1(b) of the paper does not hold in general.
 
-    Args:
-        recording: of the forward pass.
-        variables: the trainable variables of the model.
-        task_gradients: from the backward passes through the heads.
-        weigh: from the Gram matrix `[m, m]` to the task weights `[m]`.
-
     References:
         Sener & Koltun, 2018, section 3.3, (MGDA-UB).
     """
-    at_cut, direct = task_gradients
-    m = at_cut[0].shape[0]
-    around = {
-        i: stack(direct[i], m)
-        for i in _shared_around(recording, variables, direct)
-    }
-
-    gram = sum_over_replicas(jacobian_gram(at_cut))
+    around = around_representation(step)
+    gram = sum_over_replicas(jacobian_gram(step.at_cut))
     if around:
         # Of these a replica holds a part of each entry, not some of them.
         gram += jacobian_gram(sum_over_replicas(list(around.values())))
-    task_weights = weigh(gram)
-
-    weighted = [combine(task_weights, gradients) for gradients in at_cut]
-    gradients = _pull_back(recording, weighted, values(variables))
-    for i, of_tasks in around.items():
-        gradients[i] = add(gradients[i], combine(task_weights, of_tasks))
-    return _with_heads(gradients, task_weights, direct)
+    return _along(step, around, gram)
 
 
-def along_parameters(
-    recording: Recording,
-    variables: Sequence[keras.Variable],
-    task_gradients: TaskGradients,
-    weigh: Weigh,
-) -> Direction:
+def along_parameters(step: Step) -> Direction:
     """Exact MGDA: weighs by `dL_t/dtheta` itself.
 
     The encoder's backward pass is traced once, and runs once for each task.
-    Holds `m` gradients of the shared variables at a time. Arguments and
-    returned values are those of `along_representation`.
+    Holds `m` gradients of the shared variables at a time.
 
     References:
         Sener & Koltun, 2018, equation 3.
     """
-    at_cut, direct = task_gradients
-    m = at_cut[0].shape[0]
-    jacobian = _encoder_jacobian(recording, variables, at_cut)
-    for i, by_task in enumerate(direct):
-        if len(by_task) > 1 or (by_task and i in jacobian):
-            jacobian[i] = add(jacobian.get(i), stack(by_task, m))
+    before = may_be_encoder(step.recording, step.variables)
+    candidates = [i for i, possible in enumerate(before) if possible]
+    # One task after another: memory for one backward pass, not for m.
+    rows = encoder.jacobian(
+        step.recording, step.variables, candidates, step.at_cut
+    )
+    for i, by_task in enumerate(step.direct):
+        if len(by_task) > 1 or (by_task and i in rows):
+            rows[i] = add(rows.get(i), stack(by_task, step.num_tasks))
 
-    # With all that is shared frozen there is nothing to weigh.
-    gram = tf.zeros([m, m])
-    if jacobian:
-        gram = jacobian_gram(sum_over_replicas(list(jacobian.values())))
-    task_weights = weigh(gram)
-
-    gradients: list[Gradient] = [None] * len(variables)
-    for i, of_tasks in jacobian.items():
+    gram = _gram_of_rows(step, rows)
+    task_weights = step.weigh(gram)
+    gradients: list[Gradient] = [None] * len(step.variables)
+    for i, of_tasks in rows.items():
         gradients[i] = combine(task_weights, of_tasks)
-    return _with_heads(gradients, task_weights, direct)
+    return with_heads(step, gradients, task_weights, gram)
 
 
-MODES = {
-    "representation": along_representation,
-    "parameters": along_parameters,
-}
+def along_layers(step: Step, find: Callable[[Step], list[int]]) -> Direction:
+    """Weighs by the gradients of some of the encoder's layers.
+
+    They tell what examples have in common, which `dL_t/dZ` does not: for a
+    dense layer `Z = X theta` the Gram matrix is `sum_ij (X X')_ij <dL_t/dZ_i,
+    dL_s/dZ_j>`, and MGDA-UB is the case `X X' = I`. The task gradients are
+    pulled back as far as these layers, and only their weighted sum further.
+
+    Args:
+        step: what the direction is made from.
+        find: the indices of the layers' variables.
+    """
+    around = around_representation(step)
+    return _along(step, around, gram_of_layers(step, around, find(step)))
 
 
-def _with_heads(
+def around_representation(step: Step) -> dict[int, tf.Tensor]:
+    """`D_t`, `{variable index: [m, ...]}`: what comes around `Z`."""
+    before = may_be_encoder(step.recording, step.variables)
+    doubtful = [
+        i for i, g in enumerate(step.direct) if len(g) == 1 and before[i]
+    ]
+    inside = reached(
+        step.recording,
+        [z.encoded for z in step.recording.representations],
+        [step.variables[i].value for i in doubtful],
+    )
+    in_encoder = {i for i, found in zip(doubtful, inside, strict=True) if found}
+    return {
+        i: stack(by_task, step.num_tasks)
+        for i, by_task in enumerate(step.direct)
+        if len(by_task) > 1 or i in in_encoder
+    }
+
+
+def gram_of_layers(
+    step: Step, around: dict[int, tf.Tensor], chosen: Sequence[int]
+) -> tf.Tensor:
+    """Over the chosen variables of the encoder, and what comes around `Z`."""
+    rows = encoder.jacobian(
+        step.recording, step.variables, chosen, step.at_cut, at_once=True
+    )
+    for i, of_tasks in around.items():
+        rows[i] = add(rows.get(i), of_tasks)
+    return _gram_of_rows(step, rows)
+
+
+def shared_gradients(
+    step: Step, around: dict[int, tf.Tensor], task_weights: tf.Tensor
+) -> list[Gradient]:
+    """`sum_t w_t dL_t/dtheta`, by one backward pass through the encoder."""
+    weighted = [combine(task_weights, gradients) for gradients in step.at_cut]
+    gradients = encoder.pull_back(
+        step.recording, weighted, [v.value for v in step.variables]
+    )
+    for i, of_tasks in around.items():
+        gradients[i] = add(gradients[i], combine(task_weights, of_tasks))
+    return gradients
+
+
+def with_heads(
+    step: Step,
     shared: list[Gradient],
     task_weights: tf.Tensor,
-    direct: list[dict[int, Gradient]],
+    gram: tf.Tensor,
 ) -> Direction:
     """Adds the heads' own gradients to those of the shared variables."""
     gradients = list(shared)
     owners: list[int | None] = [None] * len(shared)
-    for i, by_task in enumerate(direct):
+    for i, by_task in enumerate(step.direct):
         if shared[i] is None and by_task:
             ((owners[i], gradients[i]),) = by_task.items()
-    return Direction(gradients, task_weights, owners)
+    return Direction(gradients, task_weights, owners, gram)
 
 
-def _encoder_jacobian(
-    recording: Recording,
-    variables: Sequence[keras.Variable],
-    at_cut: list[tf.Tensor],
-) -> dict[int, tf.Tensor]:
-    """`(dZ/dtheta)' dL_t/dZ` for all tasks: `{variable index: [m, ...]}`."""
-    before = may_be_encoder(recording, variables)
-    candidates = [i for i, possible in enumerate(before) if possible]
-    sources = [variables[i].value for i in candidates]
-    if not sources:
-        return {}
-    encoder: set[int] = set()
-
-    def of_one_task(cotangents: list[tf.Tensor]) -> list[tf.Tensor]:
-        gradients = _pull_back(recording, cotangents, sources)
-        found = dict(zip(candidates, gradients, strict=True))
-        encoder.update(i for i in candidates if found[i] is not None)
-        return [
-            tf.zeros_like(source) if gradient is None else dense(gradient)
-            for source, gradient in zip(sources, gradients, strict=True)
-        ]
-
-    # One task after another: memory for one backward pass, not for m.
-    with without_collectives("the encoder with `gradients='parameters'`"):
-        jacobian = tf.map_fn(
-            of_one_task,
-            at_cut,
-            fn_output_signature=[
-                tf.TensorSpec(s.shape, s.dtype) for s in sources
-            ],
-            parallel_iterations=1,
-        )
-    by_index = dict(zip(candidates, jacobian, strict=True))
-    return {i: by_index[i] for i in candidates if i in encoder}
+def _along(
+    step: Step, around: dict[int, tf.Tensor], gram: tf.Tensor
+) -> Direction:
+    task_weights = step.weigh(gram)
+    gradients = shared_gradients(step, around, task_weights)
+    return with_heads(step, gradients, task_weights, gram)
 
 
-def _pull_back(
-    recording: Recording,
-    cotangents: list[tf.Tensor],
-    sources: list[tf.Variable],
-) -> list[Gradient]:
-    """`(dZ/dtheta)' c` for a cotangent `c` of `Z`."""
-    with recording.encoder_gate.opened():
-        return recording.tape.gradient(
-            [z.encoded for z in recording.representations],
-            sources,
-            output_gradients=cotangents,
-        )
-
-
-def _shared_around(
-    recording: Recording,
-    variables: Sequence[keras.Variable],
-    direct: list[dict[int, Gradient]],
-) -> list[int]:
-    """The shared variables that some task reaches without passing `Z`."""
-    before = may_be_encoder(recording, variables)
-    doubtful = [i for i, g in enumerate(direct) if len(g) == 1 and before[i]]
-    inside = reached(
-        recording,
-        [z.encoded for z in recording.representations],
-        [variables[i].value for i in doubtful],
-    )
-    encoder = {i for i, found in zip(doubtful, inside, strict=True) if found}
-    return [i for i, g in enumerate(direct) if len(g) > 1 or i in encoder]
+def _gram_of_rows(step: Step, rows: dict[int, tf.Tensor]) -> tf.Tensor:
+    if not rows:  # all that is shared is frozen: there is nothing to weigh
+        return tf.zeros([step.num_tasks, step.num_tasks])
+    return jacobian_gram(sum_over_replicas(list(rows.values())))

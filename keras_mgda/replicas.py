@@ -27,6 +27,11 @@ def sum_over_replicas(value: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def num_replicas() -> int:
+    """How many replicas make this step together."""
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
 def replica_shares(counts: Sequence[tf.Tensor]) -> tf.Tensor:
     """`[m]`: the `r N / N'` of a replica that has `N` of all the `N'`.
 

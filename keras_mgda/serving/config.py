@@ -99,8 +99,11 @@ def write_models_config(
     """Writes the file that `--model_config_file` names, in one step.
 
     The server reads it again when it was started with
-    `--model_config_file_poll_wait_seconds`. It then unloads each model and
-    version that the file no longer names, so list them all.
+    `--model_config_file_poll_wait_seconds`, as `docker_command` starts it. It
+    then unloads each model and version that the file no longer names, so list
+    them all. A label that is in use may move only to a version that the server
+    has loaded, or it refuses the file: list a new version first, and move the
+    label once it is available.
 
     Args:
         path: The file.
@@ -153,14 +156,34 @@ def _model_config(model: ServedModel) -> str:
     return f"  config {{\n{body}  }}\n"
 
 
-def docker_command(artifact: Artifact) -> str:
-    """A command that serves the folder that a version stands in."""
+def docker_command(
+    artifact: Artifact, models_config: str | os.PathLike[str] | None = None
+) -> str:
+    """A command that serves a published model.
+
+    Args:
+        artifact: A published version. The server takes the newest one that
+            stands beside it, or those that `models_config` names.
+        models_config: The file of `write_models_config`. What lies in its
+            folder is in `/models` for the server, and changes of the file are
+            taken over within seconds.
+    """
     base = artifact.path.resolve().parent
-    command = [
-        *("docker", "run", "--rm", "-p", "8500:8500", "-p", "8501:8501"),
-        *("--mount", f"type=bind,source={base},target=/models/{base.name}"),
-        *("-e", f"MODEL_NAME={base.name}", "-t", _IMAGE),
-    ]
+    command = ["docker", "run", "--rm", "-p", "8500:8500", "-p", "8501:8501"]
+    if models_config is None:
+        command += [
+            *("--mount", f"type=bind,source={base},target=/models/{base.name}"),
+            *("-e", f"MODEL_NAME={base.name}", "-t", _IMAGE),
+        ]
+    else:
+        config = Path(models_config).resolve()
+        command += [
+            *("--mount", f"type=bind,source={config.parent},target=/models"),
+            *("-t", _IMAGE, f"--model_config_file=/models/{config.name}"),
+            "--model_config_file_poll_wait_seconds=5",
+            # It reads the labels before it has loaded any version.
+            "--allow_version_labels_for_unavailable_models=true",
+        ]
     if (artifact.path / BATCHING).exists():
         command += [
             "--enable_batching",

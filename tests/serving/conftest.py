@@ -74,9 +74,9 @@ def tensorflow_folder():
 
 
 @contextlib.contextmanager
-def model_server(*folders):
+def model_server(*arguments):
     """Serves folders of versions; yields `{"grpc": port, "rest": port}`."""
-    command = [HERE / "model_server.py", *folders, "--poll-seconds", "0.05"]
+    command = [HERE / "model_server.py", *arguments, "--poll-seconds", "0.05"]
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,

@@ -1,9 +1,10 @@
 """A stand-in for TensorFlow Serving, by the rules in its source.
 
     python model_server.py saved_models/mtl ... [--poll-seconds 0.1]
+    python model_server.py --model-config-file saved_models/models.config
 
-Prints `{"grpc": port, "rest": port}` and serves each folder's newest version on
-127.0.0.1 until its standard input closes. The messages and stubs are the real
+Prints `{"grpc": port, "rest": port}` and serves each folder's newest version, or
+what the file names, on 127.0.0.1 until its standard input closes. The messages and stubs are the real
 ones of tensorflow-serving-api, the model is loaded by TensorFlow's C library
 with XLA off. Written after TensorFlow Serving 2.20:
 
@@ -12,9 +13,11 @@ with XLA off. Written after TensorFlow Serving 2.20:
   there, so that requests never fail in between;
 - the records of the warm-up file are run first: more than 1000, one of another
   kind than predict, or one that fails, and the version is not served;
+- the file with the models is read again at each poll, and a label that is in
+  use moves only to a version that is loaded. Its `/models` is its own folder;
 - REST as in its `json_tensor.cc`, for what these tests send.
 
-What it does not have: batching, labels, Classify, Regress and MultiInference.
+What it does not have: batching, Classify, Regress and MultiInference.
 """
 
 import argparse
@@ -63,7 +66,7 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     def _servable(self, request):
         spec = request.model_spec
         version = spec.version.value if spec.HasField("version") else None
-        return self.models.servable(spec.name, version)
+        return self.models.servable(spec.name, version, spec.version_label)
 
 
 class Status(model_service_pb2_grpc.ModelServiceServicer):
@@ -90,10 +93,13 @@ def _answered(answer, context):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("folders", type=Path, nargs="*")
+    parser.add_argument("--model-config-file", type=Path)
     parser.add_argument("--poll-seconds", type=float, default=1.0)
     arguments = parser.parse_args()
-    models = Models(arguments.folders, arguments.poll_seconds)
+    models = Models(
+        arguments.folders, arguments.poll_seconds, arguments.model_config_file
+    )
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         Prediction(models), server

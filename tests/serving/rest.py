@@ -12,12 +12,13 @@ from servables import STATES, RequestError
 
 
 class Rest(http.server.BaseHTTPRequestHandler):
-    """`POST /v1/models/NAME[/versions/N]:predict`, `GET /v1/models/NAME`."""
+    """`POST /v1/models/NAME[/versions/N|/labels/L]:predict`, and `GET`."""
 
     protocol_version = "HTTP/1.1"
     models = None
     path_of_model = re.compile(
-        r"/v1/models/([^/:]+)(?:/versions/([0-9]+))?(:predict|/metadata)?"
+        r"/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([^/:]+))?"
+        r"(:predict|/metadata)?"
     )
 
     def do_POST(self):
@@ -35,9 +36,9 @@ class Rest(http.server.BaseHTTPRequestHandler):
         try:
             if not match:
                 raise RequestError(None, f"Malformed request: {self.path}")
-            name, version, _ = match.groups()
+            name, version, label, _ = match.groups()
             status = 200
-            content = answer(name, int(version) if version else None)
+            content = answer(name, int(version) if version else None, label)
         except RequestError as error:
             status = 404 if error.code is grpc.StatusCode.NOT_FOUND else 400
             content = {"error": str(error)}
@@ -48,8 +49,8 @@ class Rest(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _states(self, name, version):
-        self.models.servable(name, version)
+    def _states(self, name, version, label):
+        self.models.servable(name, version, label)
         return {
             "model_version_status": [
                 {"version": str(v), "state": STATES.State.Name(state)}
@@ -57,8 +58,8 @@ class Rest(http.server.BaseHTTPRequestHandler):
             ]
         }
 
-    def _predict(self, body, name, version):
-        servable = self.models.servable(name, version)
+    def _predict(self, body, name, version, label):
+        servable = self.models.servable(name, version, label)
         signature = body.get("signature_name", "serving_default")
         declared = servable.signature(signature).inputs
         rows = "instances" in body

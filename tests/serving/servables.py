@@ -8,12 +8,14 @@ from pathlib import Path
 import grpc
 import tensorflow as tf
 from c_loader import Model
+from google.protobuf import text_format
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     predict_pb2,
     prediction_log_pb2,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
 STATES = get_model_status_pb2.ModelVersionStatus
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
@@ -112,55 +114,69 @@ class Servable:
 
 
 class Folder:
-    """Follows the newest version of a model."""
+    """Follows a model: its newest version, or those that a config names."""
 
     def __init__(self, path):
         self.path = path
-        self.served = None
+        self.named = ()
+        self.labels = {}
+        self.served = {}
         self.failed = {}
 
     def states(self):
         """`[(version, state, error message)]`."""
-        states = [(v, STATES.END, text) for v, text in self.failed.items()]
-        if self.served:
-            states.append((self.served.version, STATES.AVAILABLE, ""))
-        return states
+        return [
+            *((v, STATES.END, text) for v, text in self.failed.items()),
+            *((v, STATES.AVAILABLE, "") for v in self.served),
+        ]
 
     def poll(self):
-        numbers = [
+        numbers = {
             int(child.name)
             for child in self.path.iterdir()
             if re.fullmatch(r"[+-]?[0-9]+", child.name)
-        ]
-        newest = max(numbers, default=None)
-        current = self.served.version if self.served else None
-        if newest == current or newest in self.failed:
-            return
-        try:
-            # The old version answers until the new one is there.
-            self.served = Servable(self.path / str(newest), newest)
-        except Exception as error:
-            self.failed[newest] = str(error)
+        }
+        wanted = numbers & set(self.named or [max(numbers, default=None)])
+        for version in wanted - self.served.keys() - self.failed.keys():
+            try:
+                loaded = Servable(self.path / str(version), version)
+                self.served = {**self.served, version: loaded}
+            except Exception as error:
+                self.failed[version] = str(error)
+        # The old version answers until a new one is there.
+        kept = {v: s for v, s in self.served.items() if v in wanted}
+        self.served = kept or self.served
 
 
 class Models:
     """The models of a server, by the names of their folders."""
 
-    def __init__(self, paths, poll_seconds):
+    def __init__(self, paths, poll_seconds, config=None):
+        self.config = config
         self.folders = {path.resolve().name: Folder(path) for path in paths}
         self._poll()
         threading.Thread(
             target=self._follow, args=(poll_seconds,), daemon=True
         ).start()
 
-    def servable(self, name, version=None):
-        served = self.folders[name].served if name in self.folders else None
-        if not served or version not in (None, served.version):
+    def servable(self, name, version=None, label=None):
+        folder = self.folders.get(name)
+        served = folder.served if folder else {}
+        if label:
+            if not folder or label not in folder.labels:
+                raise RequestError(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"Unrecognized servable version label: {label}",
+                )
+            version = folder.labels[label]
+        elif version is None:
+            version = max(served, default=None)
+        if version not in served:
             raise RequestError(
                 grpc.StatusCode.NOT_FOUND,
                 f"Servable not found for request: {name} {version or 'latest'}",
             )
-        return served
+        return served[version]
 
     def _follow(self, poll_seconds):
         while True:
@@ -168,5 +184,34 @@ class Models:
             self._poll()
 
     def _poll(self):
+        if self.config:
+            self._read_config()
         for folder in self.folders.values():
             folder.poll()
+
+    def _read_config(self):
+        """As `ServerCore::ReloadConfig`, which looks at the labels first.
+
+        A label that is in use moves only to a version that is loaded: else
+        nothing of the file is done, and it is read again at the next poll.
+        """
+        listed = text_format.Parse(
+            self.config.read_text(encoding="utf-8"),
+            model_server_config_pb2.ModelServerConfig(),
+        ).model_config_list.config
+        folders = {}
+        for model in listed:
+            path = self.config.parent / Path(model.base_path).relative_to(
+                "/models"
+            )
+            folder = self.folders.get(model.name) or Folder(path)
+            for label, version in model.version_labels.items():
+                moves = folder.labels.get(label, version) != version
+                if moves and version not in folder.served:
+                    return
+            folders[model.name] = folder
+        for model in listed:
+            folder = folders[model.name]
+            folder.labels = dict(model.version_labels)
+            folder.named = tuple(model.model_version_policy.specific.versions)
+        self.folders = folders

@@ -1,0 +1,178 @@
+"""One training step: from its recording to what every variable moves along."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from keras_mgda import encoder
+from keras_mgda.directions import (
+    Direction,
+    Step,
+    along_layers,
+    along_parameters,
+    along_representation,
+)
+from keras_mgda.gradients import add, of_total, through_heads
+from keras_mgda.recording import Recording
+from keras_mgda.replicas import replica_shares, sum_over_replicas
+from keras_mgda.verification import along_verified, look_at
+from keras_mgda.weightings import Weighting
+
+Gradients = (
+    Literal["representation", "parameters", "last", "verified"] | Sequence[Any]
+)
+Mode = Callable[[Step], Direction]
+
+
+def direction_of_step(
+    recording: Recording,
+    variables: Sequence[keras.Variable],
+    total_loss: tf.Tensor,
+    *,
+    loss_scale: tf.Tensor,
+    weighting: Weighting,
+    mode: Mode,
+    verify: bool = False,
+) -> Direction:
+    """What the variables move along in one training step.
+
+    With labels counted, the loss of a task that has `N` on this replica and
+    `N'` on all of the `r` replicas weighs `r N / N'` here, so that the sum over
+    replicas is the mean over all labelled examples.
+
+    Args:
+        recording: of the forward pass.
+        variables: the trainable variables of the model.
+        total_loss: `[]`, what `compute_loss` returned: the task losses times
+            their loss weights, and what belongs to no task.
+        loss_scale: `[]`, what the gradients are to be multiplied by. The
+            weighting sees them without.
+        weighting: chooses the task weights.
+        mode: which task gradients it sees: from `mode`.
+        verify: whether to look at all tasks' derivatives along the direction.
+    """
+    seeds, remainder = of_total(recording, variables, total_loss, loss_scale)
+    if recording.num_labels:
+        shares = replica_shares(list(recording.num_labels.values()))
+        seeds = [
+            seed * tf.cast(share, seed.dtype)
+            for seed, share in zip(seeds, tf.unstack(shares), strict=True)
+        ]
+    task_losses = tf.stack(
+        [
+            tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32) / loss_scale
+            for loss, seed in zip(
+                recording.task_losses.values(), seeds, strict=True
+            )
+        ]
+    )
+    if weighting.uses_losses:
+        task_losses = sum_over_replicas(task_losses)
+
+    def weigh(gram: tf.Tensor) -> tf.Tensor:
+        return weighting(gram / loss_scale**2, task_losses)
+
+    at_cut, direct = through_heads(recording, variables, seeds)
+    step = Step(recording, variables, at_cut, direct, weigh)
+    # Weights that do not look at the gradients need none of the encoder's.
+    found = mode(step) if weighting.uses_gram else along_representation(step)
+    if verify and found.verification is None:
+        found = look_at(step, found)
+    # What belongs to no task enters once, outside the simplex.
+    return found._replace(gradients=list(map(add, found.gradients, remainder)))
+
+
+def mode(
+    gradients: Gradients, model: keras.Model, max_corrections: int
+) -> Mode:
+    """The function that makes the direction, for what `compile` was given.
+
+    Raises:
+        ValueError: if it is none of the names, nor a list of layers.
+    """
+    modes: dict[str, Mode] = {
+        "representation": along_representation,
+        "parameters": along_parameters,
+        "last": functools.partial(along_layers, find=_LastLayers(2)),
+        "verified": functools.partial(
+            along_verified, max_corrections=max_corrections
+        ),
+    }
+    if isinstance(gradients, str) and gradients in modes:
+        return modes[gradients]
+    if isinstance(gradients, (list, tuple)) and gradients:
+        find = functools.partial(_named_layers, model, layer_names(gradients))
+        return functools.partial(along_layers, find=find)
+    raise ValueError(
+        f"`gradients` must be one of {sorted(modes)}, or a list of layers of "
+        f"the encoder. Received: {gradients!r}."
+    )
+
+
+def layer_names(gradients: Gradients) -> Any:
+    """The same without layers, which a configuration cannot hold."""
+    if isinstance(gradients, str):
+        return gradients
+    return [getattr(layer, "name", layer) for layer in gradients]
+
+
+class _LastLayers:
+    """Finds the last layers of an encoder, and says once which these are."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._said = False
+
+    def __call__(self, step: Step) -> list[int]:
+        inside = encoder.indices(step.recording, step.variables)
+        chosen = encoder.last_layers(step.variables, inside, self._count)
+        if not self._said:
+            self._said = True
+            layers = dict.fromkeys(
+                encoder.layer_of(step.variables[i]) for i in chosen
+            )
+            print(f"Task gradients: those of {', '.join(map(repr, layers))}.")
+        return chosen
+
+
+def _named_layers(
+    model: keras.Model, names: Sequence[str], step: Step
+) -> list[int]:
+    """The trainable variables of layers of the encoder.
+
+    A name is that of a layer of the model, or of one further inside.
+
+    Raises:
+        ValueError: if there is no layer of this name, or it has no trainable
+            variable, or one that is not the encoder's.
+    """
+    inside = encoder.indices(step.recording, step.variables)
+    found: set[int] = set()
+    for name in names:
+        of_layer = _variables_of(model, name)
+        chosen = [i for i, v in enumerate(step.variables) if v.path in of_layer]
+        if not chosen or not set(chosen) <= set(inside):
+            layers = dict.fromkeys(
+                encoder.layer_of(step.variables[i]) for i in inside
+            )
+            raise ValueError(
+                "`gradients` must name layers of the encoder that have "
+                f"trainable variables. Received: {name!r}, which "
+                f"{'is in a head' if chosen else 'has none'}. "
+                f"The encoder's are {list(layers)}."
+            )
+        found.update(chosen)
+    return sorted(found)
+
+
+def _variables_of(model: keras.Model, name: str) -> set[str]:
+    """The paths of a layer's trainable variables."""
+    for layer in model.layers:
+        if layer.name == name:
+            return {v.path for v in layer.trainable_variables}
+    return {
+        v.path for v in model.trainable_variables if name in v.path.split("/")
+    }
