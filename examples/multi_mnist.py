@@ -28,7 +28,6 @@ conflict, and here the sum has its learning rate tuned as well. (Kurin et al.,
 import argparse
 import math
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -220,33 +219,19 @@ def epoch_times(runs, data, batch_size, rounds=5):
     return {method: float(np.median(ratios[method])) for method in runs}
 
 
-def publish(model, test, folder):
-    """Writes the model as the next version in `folder`, a SavedModel.
+def publish(model, images, folder):
+    """The next version in `folder`, checked, for TensorFlow Serving.
 
-    Its signature `serving_default` maps `image [b, 28, 28, 1]`, in [0, 1], to
-    the probabilities `left [b, 10]` and `right [b, 10]`. Beside the versions
-    lie a few images of the test split, for `serve.py`.
+    Its signatures `serving_default`, `predict_left` and `predict_right` take
+    `image [b, 28, 28, 1]`, in [0, 1], and answer with probabilities, `left`
+    and `right [b, 10]`. `serve.py` shows how they are asked.
     """
-
-    def probabilities(image):
-        logits = model(image, training=False)
-        return {task: tf.nn.softmax(logits[task]) for task in TASKS}
-
-    image = tf.TensorSpec((None, 28, 28, 1), tf.float32, name="image")
-    archive = keras.export.ExportArchive()
-    archive.add_endpoint("serving_default", probabilities, [image])
-
-    folder.mkdir(parents=True, exist_ok=True)
-    x, y = test
-    np.savez(
-        folder / "test_images.npz", image=x[:6], **{t: y[t][:6] for t in y}
+    return keras_mgda.export_saved_model(
+        model,
+        folder,
+        postprocess=dict.fromkeys(TASKS, tf.nn.softmax),
+        warmup=images[:3],
     )
-    taken = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
-    version = folder / str(max(taken, default=0) + 1)
-    # Under a hidden name until it is complete: a server may be watching.
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as hidden:
-        archive.write_out(f"{hidden}/model", verbose=False)
-        return Path(hidden, "model").rename(version)
 
 
 def main(argv=None):
@@ -287,7 +272,7 @@ def main(argv=None):
     }
     best = max(runs["MGDA-UB"], key=lambda run: run.accuracy)
     folder = args.saved_models / "multi_mnist"
-    print("Published:", publish(best.model, data["test"], folder))
+    print("Published:", publish(best.model, data["validation"][0], folder))
 
     times = epoch_times(runs, data, settings.batch_size)
     print("\n" + report.table(scores, rates, times) + "\n")

@@ -1,18 +1,12 @@
-"""Two overlapping digits, trained on a TPU, on several GPUs or machines.
+"""Two overlapping digits, trained on one device, on several, or on a TPU.
 
 IT WAS NOT RUN ON A TPU, for there was none to try it on. With the strategies
 `none`, `mirrored` and `multiworker` it runs as it stands on any machine, and
-that is tested; so is that its training step is one XLA program of static
-shapes, which is what a TPU needs.
+that is tested. docs/distributed.md says what is known of TPUs.
 
-On a Cloud TPU VM:
-
-    pip install "keras_mgda[tpu,examples]"
-    python examples/tpu.py --strategy tpu
-
-On all GPUs of a machine, or on two logical devices of its CPU:
-
-    python examples/tpu.py --strategy mirrored
+    python examples/tpu.py --strategy mirrored      # GPUs, or a CPU cut in two
+    python examples/tpu.py --strategy tpu --mixed-bfloat16 \\
+        --steps-per-execution 18                    # on a Cloud TPU VM
 
 On several machines, two here: the same on each, but for the index.
 
@@ -25,6 +19,7 @@ If a worker dies the others stop; started anew, all go on after the last epoch.
 
 import argparse
 import sys
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -33,75 +28,56 @@ from keras import layers
 
 import keras_mgda
 
+ROOT = Path(__file__).parents[1]
 TASKS = ("left", "right")
+STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 
 
-def tpu(name):
-    """All cores of a TPU: `"local"` on a TPU VM, else its name."""
-    # Finds the TPU, connects to it and initializes its memory.
-    resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(name)
-    return tf.distribute.TPUStrategy(resolver)
-
-
-def mirrored(_):
-    """All GPUs of this machine; without any, two logical devices of its CPU."""
-    if not tf.config.list_physical_devices("GPU"):
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0],
-            [tf.config.LogicalDeviceConfiguration()] * 2,
+def make_strategy(args):
+    """Where to train. It decides which devices there are: call it first."""
+    if args.strategy == "mirrored":
+        if not tf.config.list_physical_devices("GPU"):
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * args.devices
+            )
+        return tf.distribute.MirroredStrategy()
+    if args.strategy == "multiworker":
+        # A worker that dies is missed within seconds. One that merely hangs
+        # would hold up the others for ever, but for this.
+        options = tf.distribute.experimental.CommunicationOptions(
+            timeout_seconds=600
         )
-    return tf.distribute.MirroredStrategy()
-
-
-def multiworker(_):
-    """All workers that `TF_CONFIG` names."""
-    # A worker that dies is missed within seconds. One that merely hangs would
-    # hold up the others for ever, but for this.
-    options = tf.distribute.experimental.CommunicationOptions(
-        timeout_seconds=600
-    )
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        communication_options=options
-    )
-
-
-def none(_):
-    """One device."""
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=options
+        )
+    if args.strategy == "tpu":  # which compiles the step: no `jit_compile`
+        connect = tf.distribute.cluster_resolver.TPUClusterResolver.connect
+        return tf.distribute.TPUStrategy(connect(args.tpu))
     return tf.distribute.get_strategy()
 
 
-STRATEGIES = {f.__name__: f for f in (none, mirrored, multiworker, tpu)}
-
-
-def network():
+def build(steps_per_execution):
+    """LeNet with two heads. Its logits are float32, whatever the policy."""
     image = keras.Input((28, 28, 1), name="image")
     x = layers.Conv2D(10, 5, activation="relu")(image)
-    x = layers.MaxPooling2D()(x)
-    x = layers.Conv2D(20, 5, activation="relu")(x)
-    x = layers.MaxPooling2D()(x)
-    z = layers.Dense(50, activation="relu")(layers.Flatten()(x))
+    x = layers.Conv2D(20, 5, activation="relu")(layers.MaxPooling2D()(x))
+    x = layers.Flatten()(layers.MaxPooling2D()(x))
+    z = layers.Dense(50, activation="relu")(x)
     z = keras_mgda.SharedRepresentation()(z)
     logits = {}
     for task in TASKS:
         hidden = layers.Dense(50, activation="relu")(z)
-        # In float32, whatever the policy: the losses need it.
         logits[task] = layers.Dense(10, name=task, dtype="float32")(hidden)
-    return image, logits
 
-
-def build(strategy, learning_rate, steps_per_execution):
-    """All variables have to be made under the strategy that trains them."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    with strategy.scope():
-        model = keras_mgda.MGDAModel(*network())
-        model.compile(
-            keras.optimizers.SGD(learning_rate, momentum=0.9),
-            loss=dict.fromkeys(TASKS, loss),
-            metrics={task: ["accuracy"] for task in TASKS},
-            weighting="mgda",
-            gradients="representation",
-            steps_per_execution=steps_per_execution,
-        )
+    model = keras_mgda.MGDAModel(image, logits)
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        loss=dict.fromkeys(TASKS, loss),
+        metrics={task: ["accuracy"] for task in TASKS},
+        steps_per_execution=steps_per_execution,
+    )
     return model
 
 
@@ -109,71 +85,87 @@ def batches(split, size, training):
     """Batches for all replicas together, which `fit` shares out.
 
     All of the same size: a TPU compiles the step for one. Endless for training,
-    so that no worker runs out of data before the others.
+    so that no worker runs out of data before the others; and in an order that
+    is the same on all of them, or they would not take different parts of it.
     """
     data = tf.data.Dataset.from_tensor_slices(split)
     if training:
-        data = data.shuffle(len(split[0]), seed=0).repeat()
+        data = data.repeat()
+        data = data.shuffle(len(split[0]), 0, reshuffle_each_iteration=False)
     data = data.batch(size, drop_remainder=True)
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def backup(directory, writes):
-    """Lets all workers resume from what the first one wrote."""
-    return keras.callbacks.BackupAndRestore(
-        directory,
-        save_freq="epoch" if writes else sys.maxsize,
-        delete_checkpoint=writes,
-    )
+def publish(model, folder):
+    """Saves the model, and publishes a copy of it that is on this host only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder / "model.keras")
+    copy = keras.saving.load_model(folder / "model.keras")
+    return keras_mgda.export_saved_model(copy, folder)
+
+
+def read_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--strategy", choices=STRATEGIES, default="none")
+    add("--devices", type=int, default=2, help="of a CPU, for mirrored")
+    add("--tpu", default="local", help="its name, if not this VM's own")
+    add("--batch-size", type=int, default=32, help="of a replica")
+    add("--epochs", type=int, default=10)
+    add("--mixed-bfloat16", action="store_true", help="for a TPU")
+    add("--steps-per-execution", type=int, default=1, help="for a TPU")
+    add("--images", type=int, help="of each split, at most")
+    add("--backup", help="directory to resume from, that all workers read")
+    add("--saved-models", type=Path, default=ROOT / "saved_models")
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--strategy", choices=STRATEGIES, default="none")
-    parser.add_argument("--tpu", default="local", help="name, if not this VM's")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="of a device"
-    )
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
-    parser.add_argument("--backup", help="directory to resume from")
-    args = parser.parse_args(argv)
-
-    # Before anything else: it decides which devices there are.
-    strategy = STRATEGIES[args.strategy](args.tpu)
+    args = read_arguments(argv)
+    strategy = make_strategy(args)
     replicas = strategy.num_replicas_in_sync
-    on_tpu = args.strategy == "tpu"
-    if on_tpu:
+    writes = strategy.extended.should_checkpoint  # only one of the workers
+    if args.mixed_bfloat16:
         keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
 
     data = two_digits.load("digits", copies=4)
-    size = args.batch_size * replicas
-    steps = len(data["train"][0]) // size
-    if steps == 0:
-        parser.error(f"{size} examples in a batch are more than there are.")
-    # On a TPU the host starts many steps at once. Elsewhere Keras cannot do so
-    # with several replicas.
-    model = build(strategy, args.learning_rate, steps if on_tpu else 1)
-
-    first = True
-    if args.strategy == "multiworker":
-        first = strategy.cluster_resolver.task_id == 0
-    model.fit(
-        batches(data["train"], size, training=True),
-        epochs=args.epochs,
-        steps_per_epoch=steps,
-        callbacks=[backup(args.backup, first)] if args.backup else None,
-        verbose=2 if first else 0,
+    train, test = (
+        (x[: args.images], {task: y[task][: args.images] for task in TASKS})
+        for x, y in (data["train"], data["test"])
     )
-    test = batches(data["test"], size, training=False)
-    metrics = model.evaluate(test, return_dict=True, verbose=0)
-    if first:
-        print(f"{replicas} replicas, task weights {model.task_weights}")
-        for task in TASKS:
-            right = 100 * metrics[f"{task}_accuracy"]
-            print(f"{task}: {right:.2f} % of the test images")
-    return model
+    size = args.batch_size * replicas
+    if size > min(len(train[0]), len(test[0])):
+        sys.exit(f"{size} images in a batch are more than there are.")
+
+    with strategy.scope():  # of all variables, those of the optimizer too
+        model = build(args.steps_per_execution)
+    callbacks = []
+    if args.backup:  # all workers read it, one writes and removes it
+        often = "epoch" if writes else sys.maxsize
+        callbacks.append(
+            keras.callbacks.BackupAndRestore(
+                args.backup, save_freq=often, delete_checkpoint=writes
+            )
+        )
+    model.fit(
+        batches(train, size, training=True),
+        epochs=args.epochs,
+        steps_per_epoch=len(train[0]) // size,
+        shuffle=False,  # `batches` does
+        callbacks=callbacks,
+        verbose=2 if writes else 0,
+    )
+    metrics = model.evaluate(
+        batches(test, size, training=False), return_dict=True, verbose=0
+    )
+    print(f"{replicas} replicas, test loss {metrics['loss']:.6f}")
+    print("Task weights of the last step:", model.task_weights)
+    for task in TASKS:
+        right = 100 * metrics[f"{task}_accuracy"]
+        print(f"{task}: {right:.2f} % of the test images")
+    if writes:
+        print("Published:", publish(model, args.saved_models / "two_digits"))
 
 
 if __name__ == "__main__":

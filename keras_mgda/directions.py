@@ -98,11 +98,7 @@ def along_representation(step: Step) -> Direction:
         Sener & Koltun, 2018, section 3.3, (MGDA-UB).
     """
     around = around_representation(step)
-    gram = sum_over_replicas(jacobian_gram(step.at_cut))
-    if around:
-        # Of these a replica holds a part of each entry, not some of them.
-        gram += jacobian_gram(sum_over_replicas(list(around.values())))
-    return _along(step, around, gram)
+    return _along(step, around, gram_of_representation(step, around))
 
 
 def along_parameters(step: Step) -> Direction:
@@ -165,6 +161,17 @@ def around_representation(step: Step) -> dict[int, tf.Tensor]:
         for i, by_task in enumerate(step.direct)
         if len(by_task) > 1 or i in in_encoder
     }
+
+
+def gram_of_representation(
+    step: Step, around: dict[int, tf.Tensor]
+) -> tf.Tensor:
+    """Over `Z`, batch axis and all, and what comes around it."""
+    gram = sum_over_replicas(jacobian_gram(step.at_cut))
+    if around:
+        # Of these a replica holds a part of each entry, not some of them.
+        gram += jacobian_gram(sum_over_replicas(list(around.values())))
+    return gram
 
 
 def gram_of_layers(

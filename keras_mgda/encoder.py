@@ -80,8 +80,9 @@ def jacobian(
         variables: the trainable variables of the model.
         candidates: indices of those to be looked at.
         cotangents: `[m, b, ...]` for each shared representation.
-        at_once: pull all tasks back side by side, which is fast, and takes the
-            memory of `m` backward passes; or one after another.
+        at_once: pull all tasks back side by side where that is possible,
+            which is fast and takes the memory of `m` backward passes; or one
+            after another.
 
     Returns:
         `{variable index: [m, ...]}` for the candidates that are part of the
@@ -103,7 +104,7 @@ def jacobian(
 
     # Either way the backward pass is traced once.
     with without_collectives("the encoder with these `gradients`"):
-        if at_once:
+        if at_once and _can_vectorize(recording):
             of_tasks = tf.vectorized_map(of_one_task, cotangents)
         else:
             of_tasks = tf.map_fn(
@@ -116,6 +117,14 @@ def jacobian(
             )
     by_index = dict(zip(candidates, of_tasks, strict=True))
     return {i: by_index[i] for i in candidates if i in encoder}
+
+
+def _can_vectorize(recording: Recording) -> bool:
+    """Not eager code, each time anew, nor loops: XLA cannot compile that."""
+    return not tf.executing_eagerly() and not any(
+        op.type.endswith("While") or op.type.startswith("TensorList")
+        for op in recording.graph.get_operations()
+    )
 
 
 def indices(

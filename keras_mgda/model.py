@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_mgda import cut, tasks, weightings
 from keras_mgda.directions import Direction
-from keras_mgda.labels import PartlyLabelledModel
+from keras_mgda.partly_labelled import PartlyLabelledModel
 from keras_mgda.recording import Recording, record
 from keras_mgda.replicas import (
     check_replica,
@@ -180,7 +180,6 @@ class MGDAModel(PartlyLabelledModel):
             ValueError: if the losses do not fit the outputs, or the weighting
                 does not fit the tasks or is unknown.
         """
-        self._mode = mode(gradients, self, max_corrections)
         outputs = self.output if isinstance(self, _Functional) else None
         by_output = tasks.task_losses(loss, outputs)
         task_names = [
@@ -190,6 +189,7 @@ class MGDAModel(PartlyLabelledModel):
         ]
         # A copy, for `build` must not change that of another model.
         weighting = copy.copy(weightings.get(weighting))
+        chosen = mode(gradients, self, weighting, max_corrections)
         with self.distribute_strategy.scope():
             weighting.build(task_names)
         super().compile(
@@ -202,6 +202,7 @@ class MGDAModel(PartlyLabelledModel):
         # Saved and loaded with the model as its optimizer is, and as little one
         # of its layers: `get_weights` stays that of the plain Keras model.
         object.__setattr__(self, "_weighting_state", weighting.state)
+        self._mode = chosen
         self._direction = {
             "gradients": layer_names(gradients),
             "verify": verify,
@@ -308,6 +309,9 @@ class MGDAModel(PartlyLabelledModel):
             )
             gradients = direction.gradients
             if self._skips_overflow():
+                self._skipped.add_overflow(
+                    list(recording.task_losses.values()), direction
+                )
                 gradients = share_overflow(gradients)
             # Once, and in this order: the optimizer keeps its slots by it.
             self._apply_where_labelled(

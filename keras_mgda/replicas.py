@@ -133,7 +133,7 @@ class ReplicatedModel(keras.Model):
         if strategy.num_replicas_in_sync > 1 and iterator is not None:
             if has_workers(strategy):
                 check_same_steps(strategy, iterator)
-            _, _, batches = next(iter(iterator))
+            *_, batches = next(iter(iterator))  # after one step, or two
             data_batch = keras.tree.map_structure(
                 lambda part: strategy.experimental_local_results(part)[0],
                 next(batches),

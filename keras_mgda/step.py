@@ -86,12 +86,16 @@ def direction_of_step(
 
 
 def mode(
-    gradients: Gradients, model: keras.Model, max_corrections: int
+    gradients: Gradients,
+    model: keras.Model,
+    weighting: Weighting,
+    max_corrections: int,
 ) -> Mode:
     """The function that makes the direction, for what `compile` was given.
 
     Raises:
-        ValueError: if it is none of the names, nor a list of layers.
+        ValueError: if `gradients` is none of the names, nor a list of layers;
+            if the weighting cannot be asked again in the same step.
     """
     modes: dict[str, Mode] = {
         "representation": along_representation,
@@ -101,6 +105,8 @@ def mode(
             along_verified, max_corrections=max_corrections
         ),
     }
+    if gradients == "verified":
+        _check_verified(weighting, max_corrections)
     if isinstance(gradients, str) and gradients in modes:
         return modes[gradients]
     if isinstance(gradients, (list, tuple)) and gradients:
@@ -110,6 +116,21 @@ def mode(
         f"`gradients` must be one of {sorted(modes)}, or a list of layers of "
         f"the encoder. Received: {gradients!r}."
     )
+
+
+def _check_verified(weighting: Weighting, max_corrections: int) -> None:
+    if not weighting.uses_gram or weighting.state is not None:
+        raise ValueError(
+            "`gradients='verified'` must have a weighting that chooses by the "
+            "Gram matrix and keeps no state: a correction weighs again. "
+            f"Received: {type(weighting).__name__}. Use another, such as "
+            "'mgda', or `verify=True` to look at what this one does."
+        )
+    if not isinstance(max_corrections, int) or max_corrections < 0:
+        raise ValueError(
+            "`max_corrections` must be a whole number, not negative. "
+            f"Received: {max_corrections!r}."
+        )
 
 
 def layer_names(gradients: Gradients) -> Any:

@@ -23,6 +23,7 @@ from keras_mgda.directions import (
     Verification,
     around_representation,
     gram_of_layers,
+    gram_of_representation,
     shared_gradients,
     with_heads,
 )
@@ -50,7 +51,7 @@ def look_at(step: Step, found: Direction) -> Direction:
         verification=Verification(
             tf.reduce_sum(tf.cast(of_tasks < -TOLERANCE, tf.int32)),
             tf.constant(0),
-            tf.reduce_min(of_tasks),
+            _smallest(of_tasks),
         )
     )
 
@@ -72,7 +73,13 @@ def along_verified(step: Step, max_corrections: int) -> Direction:
     inside = encoder.indices(step.recording, step.variables)
     shared = sorted({*inside, *around})
     last = encoder.last_layers(step.variables, inside, 1)
-    gram = tf.cast(gram_of_layers(step, around, last), tf.float64)
+    gram = gram_of_layers(step, around, last)
+    at_z = gram_of_representation(step, around)
+    passes = (tf.linalg.diag_part(gram) > 0.0) | (
+        tf.linalg.diag_part(at_z) == 0.0
+    )
+    # All tasks have to pass that layer, or there is no telling what they do.
+    gram = tf.cast(tf.where(tf.reduce_all(passes), gram, at_z), tf.float64)
 
     def advance(found: _Search) -> _Search:
         task_weights = step.weigh(tf.cast(found.gram, tf.float32))
@@ -81,7 +88,8 @@ def along_verified(step: Step, max_corrections: int) -> Direction:
         p = derivatives(step, dict(zip(shared, direction, strict=True)))
         return found.after(task_weights, direction, p)
 
-    found = _Search.start(gram, [step.variables[i].value for i in shared])
+    values = [step.variables[i].value for i in shared]
+    found = _Search.start(gram, values, max_corrections + 1)
     found = _repeat(
         lambda found: found.wants_more(max_corrections),
         advance,
@@ -98,20 +106,34 @@ def along_verified(step: Step, max_corrections: int) -> Direction:
 
 
 class _Search(NamedTuple):
-    """The state of `along_verified`: what is known, and the best so far."""
+    """The state of `along_verified`: what is known, and the best so far.
+
+    Attributes:
+        gram: `[m, m]`, float64, knows all products that were made.
+        conjugates: `[k, m]`, the combinations of task weights that were tried
+            which are independent: `u_i' G u_j = 0`. Zero if not yet made.
+        products: `[k, m]`, `G u_i`.
+    """
 
     num_products: tf.Tensor
     gram: tf.Tensor
+    conjugates: tf.Tensor
+    products: tf.Tensor
     task_weights: tf.Tensor
     direction: list[tf.Tensor]
     min_cosine: tf.Tensor
     num_conflicts: tf.Tensor
 
     @classmethod
-    def start(cls, gram: tf.Tensor, shared: list[tf.Variable]) -> "_Search":
+    def start(
+        cls, gram: tf.Tensor, shared: list[tf.Variable], at_most: int
+    ) -> "_Search":
+        nothing = tf.zeros([at_most, gram.shape[0]], tf.float64)
         return cls(
             num_products=tf.constant(0),
             gram=gram,
+            conjugates=nothing,
+            products=nothing,
             task_weights=tf.zeros(gram.shape[:1]),
             direction=[tf.zeros(v.shape, v.dtype) for v in shared],
             min_cosine=tf.constant(-float("inf"), tf.float64),
@@ -136,12 +158,19 @@ class _Search(NamedTuple):
         # Only now it is known how long the direction is.
         gram = tf.where(first, scaled(self.gram, w, p), self.gram)
         of_tasks = cosines(gram, w, p)
-        min_cosine = tf.reduce_min(of_tasks)
-        better = ~(min_cosine <= self.min_cosine)  # NaN is taken, and seen
+        min_cosine = _smallest(of_tasks)
+        # NaN is taken, and seen.
+        better = tf.math.is_nan(min_cosine) | (min_cosine > self.min_cosine)
         conflicts = tf.reduce_sum(tf.cast(of_tasks < -TOLERANCE, tf.int32))
+        u, Gu = conjugate(w, p, self.conjugates, self.products)
+        here = tf.one_hot(
+            self.num_products, self.products.shape[0], dtype=tf.float64
+        )
         return _Search(
             num_products=self.num_products + 1,
-            gram=corrected(gram, w, p),
+            gram=corrected(gram, u, Gu),
+            conjugates=self.conjugates + here[:, None] * u,
+            products=self.products + here[:, None] * Gu,
             task_weights=tf.where(better, task_weights, self.task_weights),
             direction=[
                 tf.where(better, new, old)
@@ -258,6 +287,37 @@ def corrected(
         gram
         - _over(seen[:, None] * seen, w_seen)
         + _over(derivatives[:, None] * derivatives, w_true)
+    )
+
+
+def _smallest(of_tasks: tf.Tensor) -> tf.Tensor:
+    """The minimum, which is NaN if one of them is."""
+    return tf.reduce_min(of_tasks) + 0.0 * tf.reduce_sum(of_tasks)
+
+
+def conjugate(
+    task_weights: tf.Tensor,
+    derivatives: tf.Tensor,
+    conjugates: tf.Tensor,
+    products: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The part of `w` that was not tried before, `u`, and `G u`.
+
+    A correction by it leaves what was learnt from earlier products as it is:
+    after `m` independent ones the Gram matrix is the true one.
+
+    Returns:
+        `u` and `G u`, `[m]`; zero if `w` had nothing new.
+    """
+    seen = tf.linalg.matvec(products, task_weights)
+    share = _over(seen, tf.reduce_sum(conjugates * products, axis=1))
+    u = task_weights - tf.linalg.matvec(conjugates, share, transpose_a=True)
+    Gu = derivatives - tf.linalg.matvec(products, share, transpose_a=True)
+    # Less is the rounding of the products, which are made in float32.
+    least = 1e-6 * tf.tensordot(task_weights, derivatives, 1)
+    new = ~(tf.tensordot(u, Gu, 1) <= least)
+    return tf.where(new, u, tf.zeros_like(u)), tf.where(
+        new, Gu, tf.zeros_like(u)
     )
 
 

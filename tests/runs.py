@@ -86,10 +86,11 @@ def network(*of_encoder):
     z = SharedRepresentation()(z)
     common = layers.Dense(5, activation="tanh")(z)
     around = layers.Concatenate()([common, h])
+    # With names: before 3.12, Keras takes metrics by the names of layers only.
     outputs = {
-        "b": layers.Dense(1, dtype="float32")(z),
-        "a": layers.Dense(3, dtype="float32")(common),
-        "c": layers.Dense(1, dtype="float32")(around),
+        "b": layers.Dense(1, dtype="float32", name="b")(z),
+        "a": layers.Dense(3, dtype="float32", name="a")(common),
+        "c": layers.Dense(1, dtype="float32", name="c")(around),
     }
     return x, outputs
 

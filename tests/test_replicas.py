@@ -4,7 +4,9 @@ One process can hold one number of replicas only: two here, four in a process
 of its own.
 """
 
+import pathlib
 import re
+import sys
 
 import keras
 import networks
@@ -16,7 +18,16 @@ import tensorflow as tf
 from keras import layers
 from refusal import refused
 
-from keras_mgda import GradientFork, MGDAModel, weightings
+from keras_mgda import (
+    GradientFork,
+    MGDAModel,
+    SharedRepresentation,
+    weightings,
+)
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+
+import scaling
 
 PLAIN = ("mgda", "representation")
 ALWAYS = [
@@ -354,6 +365,30 @@ def test_gradient_fork_trains_as_on_one(strategy):
         trained.append(weights(model))
     for a, b in zip(*trained, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("m", "width"), [(2, 4), (2, 32), (5, 4)])
+def test_bytes_reduced_beyond_the_plain_sum(strategy, m, width):
+    """MGDA-UB: those of the Gram matrix, whatever the model's size."""
+
+    def reduced(make=MGDAModel, **compile_args):
+        with strategy.scope():
+            x = keras.Input((8,))
+            z = SharedRepresentation()(layers.Dense(width)(x))
+            outputs = {f"task{t}": layers.Dense(1)(z) for t in range(m)}
+            model = make(x, outputs)
+            model.compile("sgd", dict.fromkeys(outputs, "mse"), **compile_args)
+        y = {task: np.ones((4, 1)) for task in outputs}
+        return scaling.reduced_bytes(model, (np.ones((4, 8)), y))
+
+    plain = reduced(keras.Model)
+    of_encoder = 8 * width + width
+    assert plain == 4 * (of_encoder + m * (width + 1))
+    assert reduced(weighting="uniform") == plain
+    assert reduced() == plain + 4 * m**2
+    with_losses = weightings.MGDA("loss+")
+    assert reduced(weighting=with_losses) == plain + 4 * m**2 + 4 * m
+    assert reduced(gradients="parameters") == plain + 4 * m * of_encoder
 
 
 UNSUPPORTED = {

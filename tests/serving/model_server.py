@@ -3,10 +3,11 @@
     python model_server.py saved_models/mtl ... [--poll-seconds 0.1]
     python model_server.py --model-config-file saved_models/models.config
 
-Prints `{"grpc": port, "rest": port}` and serves each folder's newest version, or
-what the file names, on 127.0.0.1 until its standard input closes. The messages and stubs are the real
-ones of tensorflow-serving-api, the model is loaded by TensorFlow's C library
-with XLA off. Written after TensorFlow Serving 2.20:
+Prints `{"grpc": port, "rest": port}` and serves each folder's newest version,
+or those that the file names, on 127.0.0.1 until its standard input closes. The
+messages and stubs are the real ones of tensorflow-serving-api, the model is
+loaded by TensorFlow's C library with XLA off. Written after TensorFlow Serving
+2.20:
 
 - a child of the folder whose name is a number is a version, complete or not;
 - a new version is loaded beside the old one, which goes once the new one is

@@ -172,6 +172,25 @@ def test_the_docker_command_serves_the_folder(tmp_path):
     assert words[-1].startswith("tensorflow/serving:")
 
 
+def test_the_docker_command_serves_what_the_config_names(tmp_path):
+    """`base_path` is a folder that the server sees, and labels may be given."""
+    published = keras_mgda.export_saved_model(
+        mlp()[0], tmp_path / "my models" / "mtl", batching={"max_batch_size": 4}
+    )
+    path = tmp_path / "my models" / "served.config"
+    words = shlex.split(serving.docker_command(published, path))
+    assert f"type=bind,source={path.parent},target=/models" in words
+    options = words[words.index("tensorflow/serving:2.20.0") + 1 :]
+    assert options == [
+        "--model_config_file=/models/served.config",
+        "--model_config_file_poll_wait_seconds=5",
+        "--allow_version_labels_for_unavailable_models=true",
+        "--enable_batching",
+        "--enable_per_model_batching_parameters",
+    ]
+    assert not any(word.startswith("MODEL_NAME") for word in words)
+
+
 def test_the_docker_command_turns_batching_on(tmp_path):
     published = keras_mgda.export_saved_model(
         mlp()[0], tmp_path / "mtl", batching={"max_batch_size": 4}

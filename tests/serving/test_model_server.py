@@ -16,6 +16,7 @@ from served_models import answers_of, mlp, randomized
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -154,14 +155,18 @@ def test_versions_change_under_load_without_a_failed_request(tmp_path):
     assert set(serving.list_versions(folder)) == {3}
 
 
-def wait_for(ports, version, seconds=20.0):
+def wait_for(ports, version):
     """Waits until the server answers with a version, and some more answers."""
     rows = mlp()[1]
-    end = time.monotonic() + seconds
-    while predict(ports, "mtl", rows)[0] != version:
-        assert time.monotonic() < end, f"version {version} is not served"
-        time.sleep(0.01)
+    wait_until(lambda: predict(ports, "mtl", rows)[0] == version)
     time.sleep(0.2)
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "still not"
+        time.sleep(0.01)
 
 
 def test_a_version_with_a_bad_warm_up_record_is_not_served(tmp_path):
@@ -180,3 +185,42 @@ def test_a_version_with_a_bad_warm_up_record_is_not_served(tmp_path):
     assert status.state == status.END
     assert "log_type" in status.status.error_message
     assert serving.problems(serving.read(published.path))
+
+
+def test_a_label_moves_to_a_loaded_version_only(tmp_path):
+    """So a new version is listed first, and gets its label later."""
+    models = [randomized(mlp()[0], seed=seed) for seed in range(2)]
+    for model in models:
+        keras_mgda.export_saved_model(model, tmp_path / "mtl")
+    config = tmp_path / "models.config"
+
+    def write(stable, *versions):
+        model = serving.ServedModel(
+            "mtl", "/models/mtl", versions, labels={"stable": stable}
+        )
+        serving.write_models_config(config, [model])
+
+    def stable():
+        return ask_label(ports, "stable")
+
+    write(1, 1)
+    with model_server("--model-config-file", config) as ports:
+        assert stable() == 1
+        write(2, 1, 2)
+        time.sleep(0.5)  # Ten polls.
+        assert stable() == 1
+        with pytest.raises(grpc.RpcError) as error:
+            ask_label(ports, "canary")
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        write(1, 1, 2)
+        wait_for(ports, 2)  # Without a label, the greatest answers.
+        assert stable() == 1
+        for version in (2, 1):
+            write(version, 1, 2)
+            wait_until(lambda wanted=version: stable() == wanted)
+
+
+def ask_label(ports, label):
+    """The version that answers to a label."""
+    spec = model_pb2.ModelSpec(version_label=label)
+    return predict(ports, "mtl", mlp()[1], model_spec=spec)[0]

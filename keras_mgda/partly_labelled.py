@@ -1,0 +1,167 @@
+"""A Keras model that trains on examples not labelled for every task."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_mgda import recording, tasks
+from keras_mgda.labels import (
+    Marker,
+    check_reductions,
+    find_all,
+    markers_by_task,
+)
+from keras_mgda.replicas import ReplicatedModel, sum_over_replicas
+from keras_mgda.skipped import SkippedSteps
+
+
+class PartlyLabelledModel(ReplicatedModel):
+    """A `keras.Model` with named outputs whose labels may be missing.
+
+    With `compile(unlabelled=...)`, losses and metrics of a task count labelled
+    examples only. After `fit`, a warning tells of the steps that changed nothing.
+    """
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        *args: Any,
+        unlabelled: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._unlabelled: dict[str, Marker] | None = markers_by_task(
+            unlabelled, list(tasks.flatten(loss))
+        )
+        self._given = {"unlabelled": unlabelled, "metrics": metrics}
+        if self._unlabelled is not None:
+            if weighted_metrics:
+                raise ValueError(
+                    "With `unlabelled`, metrics must be given as `metrics`: "
+                    "they count the labelled examples, each with weight 1. "
+                    f"Received: weighted_metrics={weighted_metrics!r}."
+                )
+            check_reductions(tasks.flatten(loss))
+            metrics, weighted_metrics = None, metrics
+        super().compile(
+            optimizer,
+            loss,
+            loss_weights,
+            metrics,
+            weighted_metrics,
+            *args,
+            **kwargs,
+        )
+        with self.distribute_strategy.scope():
+            self._skipped = SkippedSteps(
+                [t for t, of_task in tasks.flatten(loss).items() if of_task]
+            )
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if not config or self._unlabelled is None:
+            return config
+        given = keras.saving.serialize_keras_object(self._given)
+        return {**config, **given, "weighted_metrics": None}
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        history = super().fit(*args, **kwargs)
+        for message in self._skipped.report():
+            warnings.warn(message, stacklevel=2)
+        return history
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        if self._unlabelled is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        labels = find_all(self._unlabelled, y, y_pred, sample_weight)
+        step = recording.current()
+        if step is not None:
+            step.num_labels = {t: found.count for t, found in labels.items()}
+        y = _replaced(y, {t: found.y_true for t, found in labels.items()})
+        weights = {t: found.sample_weight for t, found in labels.items()}
+        trackers = {
+            metric.name: (metric, metric.total + 0.0, metric.count + 0.0)
+            for metric in self.metrics
+            if isinstance(metric, keras.metrics.Mean)
+        }
+        loss = super().compute_loss(
+            x, y, y_pred, _replaced(y_pred, weights), training
+        )
+        for task, found in labels.items():
+            if f"{task}_loss" in trackers:
+                _recount(*trackers[f"{task}_loss"], found.count)
+        return loss
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        if self._unlabelled is not None:
+            labels = find_all(self._unlabelled, y, y_pred, sample_weight)
+            y = _replaced(y, {t: found.y_true for t, found in labels.items()})
+            sample_weight = _replaced(
+                y_pred, {t: found.mask for t, found in labels.items()}
+            )
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _apply_where_labelled(
+        self,
+        gradients: list[Any],
+        variables: Sequence[keras.Variable],
+        owners: Sequence[int | None],
+        num_labels: Sequence[tf.Tensor],
+    ) -> None:
+        """Applies the gradients, and puts back what has no labels to move it.
+
+        A zero gradient is not enough for a variable to stay: momentum and
+        weight decay move it, too. What is shared stays, and the optimizer with
+        it, if no task has a label.
+        """
+        if not num_labels:
+            self.optimizer.apply(gradients, variables)
+            return
+        if not self.optimizer.built:
+            with tf.init_scope():
+                self.optimizer.build(variables)
+        labelled = sum_over_replicas(tf.stack(num_labels)) > 0
+        any_labelled = tf.reduce_any(labelled)
+        by_task = tf.unstack(labelled)
+        moves = [any_labelled if t is None else by_task[t] for t in owners]
+        state = [*variables, *self.optimizer.variables]
+        moves += [any_labelled] * (len(state) - len(moves))
+        before = [tf.identity(variable.value) for variable in state]
+        self.optimizer.apply(gradients, variables)
+        for variable, value, moved in zip(state, before, moves, strict=True):
+            variable.assign(tf.where(moved, variable.value, value))
+        self._skipped.add_without_labels(~any_labelled)
+
+
+def _replaced(structure: Any, by_name: Mapping[str, Any]) -> Any:
+    return tasks.map_named(lambda name, _: by_name.get(name), structure)
+
+
+def _recount(
+    tracker: keras.metrics.Mean,
+    total: tf.Tensor,
+    count: tf.Tensor,
+    num_labels: tf.Tensor,
+) -> None:
+    """Weighs the last value of a tracker by its number of labels.
+
+    Keras weighs it by the size of the batch, if that is known at all.
+    """
+    value = tf.math.divide_no_nan(tracker.total - total, tracker.count - count)
+    tracker.total.assign(total + value * num_labels)
+    tracker.count.assign(count + num_labels)
