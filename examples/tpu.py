@@ -165,7 +165,7 @@ def main(argv=None):
         right = 100 * metrics[f"{task}_accuracy"]
         print(f"{task}: {right:.2f} % of the test images")
     if writes:
-        print("Published:", publish(model, args.saved_models / "two_digits"))
+        print("Published:", publish(model, args.saved_models / "tpu"))
 
 
 if __name__ == "__main__":

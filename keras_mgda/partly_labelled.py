@@ -22,7 +22,7 @@ class PartlyLabelledModel(ReplicatedModel):
     """A `keras.Model` with named outputs whose labels may be missing.
 
     With `compile(unlabelled=...)`, losses and metrics of a task count labelled
-    examples only. After `fit`, a warning tells of the steps that changed nothing.
+    examples only. `fit` warns of steps that changed nothing.
     """
 
     def compile(

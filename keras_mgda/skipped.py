@@ -18,7 +18,10 @@ class SkippedSteps:
     """
 
     def __init__(self, task_names: Sequence[str]) -> None:
-        self._places = [*(f"task '{task}'" for task in task_names), "encoder"]
+        self._places = [
+            *(f"task '{task}'" for task in task_names),
+            "the encoder",
+        ]
         self._without_labels = _counter([])
         self._overflown = _counter([])
         self._at_place = _counter([len(self._places)])
@@ -85,24 +88,21 @@ def _overflown(
         )
         if gradient is not None
     ]
-    gradients = tf.stack([_not_finite(gradient) for _, gradient in owned])
-    losses = tf.stack([_not_finite(loss) for loss in task_losses])
-    at_place = tf.math.unsorted_segment_max(
-        tf.concat([losses, gradients], 0),
-        [*range(m), *(place for place, _ in owned)],
-        m + 1,
+    values = [*task_losses, *(gradient for _, gradient in owned)]
+    counts = tf.stack([_not_finite(value) for value in values])
+    at_place = tf.math.unsorted_segment_sum(
+        counts, [*range(m), *(place for place, _ in owned)], m + 1
     )
-    skipped = tf.reduce_max(gradients)
-    # Not the lowest number, which is the maximum of no gradients.
-    counts = sum_over_replicas(tf.maximum([*tf.unstack(at_place), skipped], 0))
+    skipped = tf.reduce_sum(counts[m:], keepdims=True)
+    counts = sum_over_replicas(tf.concat([at_place, skipped], 0))
     found = counts > 0
-    # A row of a task that is finite is so but for its products with others.
-    of_tasks = found[:m] | ~tf.math.is_finite(tf.linalg.diag_part(direction.gram))
+    squared_norms = tf.linalg.diag_part(direction.gram)
+    of_tasks = found[:m] | ~tf.math.is_finite(squared_norms)
     encoder = found[m] & ~tf.reduce_any(of_tasks)
     return tf.concat([of_tasks, encoder[None]], 0), found[m + 1]
 
 
-def _not_finite(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+def _not_finite(value: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
     """`[]`, 1 or 0."""
-    values = getattr(gradient, "values", gradient)
+    values = getattr(value, "values", value)
     return 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(values)), tf.float32)

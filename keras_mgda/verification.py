@@ -28,6 +28,13 @@ from keras_mgda.directions import (
     with_heads,
 )
 from keras_mgda.gradients import Gradient, dense, stack
+from keras_mgda.products import (
+    conjugate,
+    corrected,
+    cosines,
+    scaled,
+    smallest,
+)
 from keras_mgda.replicas import num_replicas, sum_over_replicas
 
 # Smaller angles beyond a right one are rounding. (In units of the cosine.)
@@ -51,7 +58,7 @@ def look_at(step: Step, found: Direction) -> Direction:
         verification=Verification(
             tf.reduce_sum(tf.cast(of_tasks < -TOLERANCE, tf.int32)),
             tf.constant(0),
-            _smallest(of_tasks),
+            smallest(of_tasks),
         )
     )
 
@@ -158,7 +165,7 @@ class _Search(NamedTuple):
         # Only now it is known how long the direction is.
         gram = tf.where(first, scaled(self.gram, w, p), self.gram)
         of_tasks = cosines(gram, w, p)
-        min_cosine = _smallest(of_tasks)
+        min_cosine = smallest(of_tasks)
         # NaN is taken, and seen.
         better = tf.math.is_nan(min_cosine) | (min_cosine > self.min_cosine)
         conflicts = tf.reduce_sum(tf.cast(of_tasks < -TOLERANCE, tf.int32))
@@ -241,88 +248,3 @@ def derivatives(step: Step, direction: Mapping[int, Gradient]) -> tf.Tensor:
     ]
     p = sum_over_replicas(tf.add_n(products))
     return tf.cast(p, tf.float64) * tf.cast(norm, tf.float64)
-
-
-def cosines(
-    gram: tf.Tensor, task_weights: tf.Tensor, derivatives: tf.Tensor
-) -> tf.Tensor:
-    """`p_t / (||g_t|| ||d||)`; zero for a task without gradient.
-
-    Args:
-        gram: `[m, m]`, float64, that knows `||g_t||`.
-        task_weights: `[m]`, float64, `w`.
-        derivatives: `[m]`, float64, `p = G w`.
-    """
-    norm = tf.sqrt(tf.tensordot(task_weights, derivatives, 1))
-    # No smaller than what the derivative tells of it.
-    least = tf.math.divide_no_nan(tf.abs(derivatives), norm)
-    norms = tf.maximum(tf.sqrt(tf.linalg.diag_part(gram)), least)
-    return _over(derivatives, norms * norm)
-
-
-def scaled(
-    gram: tf.Tensor, task_weights: tf.Tensor, derivatives: tf.Tensor
-) -> tf.Tensor:
-    """A multiple of `gram` that gives the direction its true norm."""
-    seen = tf.tensordot(task_weights, tf.linalg.matvec(gram, task_weights), 1)
-    true = tf.tensordot(task_weights, derivatives, 1)
-    return gram * _over(true, seen)
-
-
-def corrected(
-    gram: tf.Tensor, task_weights: tf.Tensor, derivatives: tf.Tensor
-) -> tf.Tensor:
-    """The Gram matrix closest to `gram` that knows the product `G w = p`.
-
-    By the update of Broyden, Fletcher, Goldfarb and Shanno: with `A = gram`,
-
-        A - (A w)(A w)' / (w' A w) + p p' / (w' p),
-
-    which is positive semidefinite if `A` is.
-    """
-    seen = tf.linalg.matvec(gram, task_weights)
-    w_seen = tf.tensordot(task_weights, seen, 1)
-    w_true = tf.tensordot(task_weights, derivatives, 1)
-    return (
-        gram
-        - _over(seen[:, None] * seen, w_seen)
-        + _over(derivatives[:, None] * derivatives, w_true)
-    )
-
-
-def _smallest(of_tasks: tf.Tensor) -> tf.Tensor:
-    """The minimum, which is NaN if one of them is."""
-    return tf.reduce_min(of_tasks) + 0.0 * tf.reduce_sum(of_tasks)
-
-
-def conjugate(
-    task_weights: tf.Tensor,
-    derivatives: tf.Tensor,
-    conjugates: tf.Tensor,
-    products: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The part of `w` that was not tried before, `u`, and `G u`.
-
-    A correction by it leaves what was learnt from earlier products as it is:
-    after `m` independent ones the Gram matrix is the true one.
-
-    Returns:
-        `u` and `G u`, `[m]`; zero if `w` had nothing new.
-    """
-    seen = tf.linalg.matvec(products, task_weights)
-    share = _over(seen, tf.reduce_sum(conjugates * products, axis=1))
-    u = task_weights - tf.linalg.matvec(conjugates, share, transpose_a=True)
-    Gu = derivatives - tf.linalg.matvec(products, share, transpose_a=True)
-    # Less is the rounding of the products, which are made in float32.
-    least = 1e-6 * tf.tensordot(task_weights, derivatives, 1)
-    new = ~(tf.tensordot(u, Gu, 1) <= least)
-    return tf.where(new, u, tf.zeros_like(u)), tf.where(
-        new, Gu, tf.zeros_like(u)
-    )
-
-
-def _over(dividend: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
-    """Zero if divided by zero, where both are; NaN stays NaN."""
-    is_zero = divisor == 0.0
-    quotient = dividend / tf.where(is_zero, tf.ones_like(divisor), divisor)
-    return tf.where(is_zero, tf.zeros_like(quotient), quotient)

@@ -4,9 +4,10 @@ import keras
 import networks
 import numpy as np
 import pytest
+from keras import layers
 from twins import assert_same, normalized, train
 
-from keras_mgda import MGDAModel
+from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.weightings import MGDA
 
 SGD = keras.optimizers.SGD
@@ -54,10 +55,12 @@ def test_step_that_overflows_is_skipped_and_the_scale_recovers(policy):
     def train_from(cls, **kwargs):
         return train(cls, overflowing, structure=normalized, **kwargs)
 
-    uniform = train_from(MGDAModel, weighting="uniform")
+    with pytest.warns(UserWarning, match="steps were skipped.*task 'two'"):
+        uniform = train_from(MGDAModel, weighting="uniform")
     assert_same(uniform, train_from(keras.Model), rtol=1e-3, atol=1e-3)
     for gradients in ("representation", "parameters"):
-        model, history = train_from(MGDAModel, gradients=gradients)
+        with pytest.warns(UserWarning, match="steps were skipped.*task 'two'"):
+            model, history = train_from(MGDAModel, gradients=gradients)
         scale = model.optimizer.dynamic_scale.numpy()
         assert 1.0 < scale < 2.0**20
         assert np.isfinite(history["loss"]).all()
@@ -79,6 +82,119 @@ def test_task_weights_do_not_depend_on_the_loss_scale(policy):
         )
         found.append(model.task_weights)
     assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.01)
+
+
+def three_heads(mark):
+    x = keras.Input((8,))
+    h = layers.Dense(64, activation="relu")(x)
+    z = mark()(layers.Dense(32, activation="relu")(h))
+    return x, {
+        task: layers.Dense(1, dtype="float32")(
+            layers.Dense(16, activation="relu")(z)
+        )
+        for task in "abc"
+    }
+
+
+def run(policy, seed, **how):
+    """The task weights and variables after each of 10 steps."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        keras.utils.set_random_seed(seed)
+        model = MGDAModel(*three_heads(SharedRepresentation))
+        optimizer = SGD(0.05, momentum=0.9)
+        if policy == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(
+                optimizer, initial_scale=2.0**8
+            )
+        model.compile(optimizer, dict.fromkeys("abc", "mse"), **how)
+    finally:
+        keras.config.set_dtype_policy(before)
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(8, 3))
+    task_weights = []
+    for _ in range(10):
+        x = rng.normal(size=(32, 8))
+        y = np.tanh(x @ directions)
+        y = {task: y[:, [t]] for t, task in enumerate("abc")}
+        model.train_on_batch(x, y)
+        task_weights.append(list(model.task_weights.values()))
+    flat = np.concatenate([v.numpy().ravel() for v in model.weights])
+    return np.array(task_weights), flat
+
+
+MIXED = ("mixed_bfloat16", "mixed_float16")
+
+
+@pytest.mark.parametrize("policy", MIXED)
+@pytest.mark.parametrize(
+    ("gradients", "seed"),
+    [("representation", 0), ("parameters", 1)]
+    + [
+        pytest.param(gradients, seed, marks=pytest.mark.slow)
+        for gradients in ("representation", "parameters", "last", "verified")
+        for seed in range(2, 5)
+    ],
+)
+def test_trains_within_2_percent_of_float32(policy, gradients, seed):
+    how = {"gradients": gradients, "run_eagerly": True}
+    expected_weights, expected = run("float32", seed, **how)
+    task_weights, found = run(policy, seed, **how)
+    np.testing.assert_allclose(task_weights, expected_weights, atol=0.02)
+    distance = np.linalg.norm(found - expected)
+    assert distance <= 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("policy", MIXED)
+@pytest.mark.parametrize("gradients", ["representation", "parameters", "last"])
+def test_the_gram_matrix_is_summed_in_float32(policy, gradients):
+    """Of 4096 products of 1 / 64 each, a sum in 16 bit would stop growing; the
+    square of 2^-14 would be zero."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        z = keras.Input((4096,))
+        weighting = networks.Constant([1.0, 1.0])
+        model = MGDAModel(
+            z,
+            {
+                task: layers.Dense(
+                    1,
+                    dtype="float32",
+                    use_bias=False,
+                    kernel_initializer=keras.initializers.Constant(size),
+                )(marked)
+                for marked in [SharedRepresentation()(Scaled()(z))]
+                for task, size in (("a", 1 / 8), ("b", 2.0**-14))
+            },
+        )
+        model.compile(
+            SGD(1e-3),
+            {task: lambda y, p: p for task in "ab"},
+            weighting=weighting,
+            gradients=gradients,
+            run_eagerly=True,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    model._weighting.calls.clear()
+    y = {task: np.zeros((1, 1)) for task in "ab"}
+    model.train_on_batch(np.ones((1, 4096)), y)
+    ((gram, _),) = model._weighting.calls
+    assert gram.dtype == "float32"
+    size = np.array([1 / 8, 2.0**-14])
+    np.testing.assert_allclose(gram, 4096 * np.outer(size, size), rtol=1e-3)
+
+
+class Scaled(layers.Layer):
+    """As many variables as the representation has numbers, all 1."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[1:], initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

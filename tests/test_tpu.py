@@ -182,7 +182,7 @@ def test_example_trains_on_replicas_as_on_one(
         )
     published = ["Published:" in worker.output for worker in ended]
     assert published == [True, False][: len(ended)]
-    folder = tmp_path / "two_digits"
+    folder = tmp_path / "tpu"
     assert {path.name for path in folder.iterdir()} == {"1", "model.keras"}
     assert not (tmp_path / "backup").exists()  # it is of no use any more
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from keras import layers
 from refusal import refused
 
-from keras_mgda import MGDAModel, SharedRepresentation, verification, weightings
+from keras_mgda import MGDAModel, SharedRepresentation, products, weightings
 
 LOOKED_AT = ("conflicts", "corrections", "min_cosine")
 # Those whose encoder moves.
@@ -238,21 +238,55 @@ def test_corrected_gram_matrix_knows_the_product():
             true = scale * _gram(rng, m)
             guess, w = _gram(rng, m), rng.dirichlet(np.ones(m))
             p = true @ w
-            guess = verification.scaled(*map(tf.constant, (guess, w, p)))
+            guess = products.scaled(*map(tf.constant, (guess, w, p)))
             assert w @ guess.numpy() @ w == pytest.approx(w @ p, rel=1e-12)
-            found = verification.corrected(guess, w, p).numpy()
+            found = products.corrected(guess, w, p).numpy()
             np.testing.assert_allclose(found @ w, p, rtol=1e-10)
             np.testing.assert_allclose(found, found.T)
             least = np.linalg.eigvalsh(found).min()
             assert least > -1e-12 * np.trace(found)
 
 
+@pytest.mark.parametrize("m", [2, 5, 12])
+def test_after_as_many_products_as_tasks_the_gram_matrix_is_known(m):
+    rng = np.random.default_rng(m)
+    true = np.cov(rng.normal(size=(m, 30))) + 1.0
+    gram, known = tf.eye(m, dtype=tf.float64), tf.zeros([m, m], tf.float64)
+    tried = made = known
+    for k, w in enumerate(rng.dirichlet(np.ones(m), size=m)):
+        u, Gu = products.conjugate(w, true @ w, tried, made)
+        gram = products.corrected(gram, u, Gu)
+        here = tf.one_hot(k, m, dtype=tf.float64)[:, None]
+        tried, made = tried + here * u, made + here * Gu
+        # This one, and all before.
+        np.testing.assert_allclose(
+            gram @ tf.transpose(tried), tf.transpose(made)
+        )
+    np.testing.assert_allclose(gram, true, rtol=1e-6)
+
+
+def test_product_that_was_made_before_has_nothing_new():
+    true, w = np.array([[2.0, -1.0], [-1.0, 3.0]]), np.array([0.3, 0.7])
+    seen = tf.constant([w, [0.0, 0.0]]), tf.constant([true @ w, [0.0, 0.0]])
+    for again in (w, w * (1 + 1e-9)):
+        u, Gu = products.conjugate(again, true @ again, *seen)
+        assert not np.any(u)
+        assert not np.any(Gu)
+
+
+def test_cosines_where_the_direction_is_rounded_to_nothing():
+    p = tf.constant([1e-20, -1e-20], tf.float64)
+    w = tf.constant([0.4, 0.6], tf.float64)
+    found = products.cosines(tf.eye(2, dtype=tf.float64), w, p)
+    assert np.isfinite(found).all()
+
+
 def test_nothing_to_divide_by():
     zeros = tf.zeros([2, 2], tf.float64), *[tf.zeros([2], tf.float64)] * 2
     for function in (
-        verification.scaled,
-        verification.corrected,
-        verification.cosines,
+        products.scaled,
+        products.corrected,
+        products.cosines,
     ):
         assert not function(*zeros).numpy().any()
 

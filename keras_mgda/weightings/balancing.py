@@ -56,6 +56,7 @@ class DWA(StatefulWeighting):
         zeros = {name: np.zeros(num_tasks, np.float32) for name in names}
         return {**zeros, "num_steps": np.int64(0)}
 
+    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
@@ -127,6 +128,7 @@ class GradNorm(StatefulWeighting):
             "initial_losses": np.zeros(num_tasks, np.float32),
         }
 
+    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
@@ -203,6 +205,7 @@ class FAMO(StatefulWeighting):
         zeros = {name: np.zeros(num_tasks, np.float32) for name in names}
         return {**zeros, "num_steps": np.int64(0)}
 
+    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
