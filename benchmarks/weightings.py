@@ -4,7 +4,7 @@ A round calls, on one random Jacobian and random losses, ours eagerly, ours in
 a graph, and TorchJD's; one process, one thread each, the order changes from
 round to round, the Jacobians change, too. Ratios are medians over the rounds
 of the ratios within a round. "In a graph" is how a training step calls: the
-time of one of ten calls inside of one `tf.function`. "Apart" is the largest
+time of one of 40 calls inside of one `tf.function`. "Apart" is the largest
 `||d - d'|| / ||d'||` of the directions, where both solve the same problem, on
 Jacobians whose rows are alike in norm, and on others, spread over 10^2.
 XLA compile time is that of `tf.function(weighting, jit_compile=True)`: its
@@ -42,7 +42,7 @@ from gram_matrices import gram_of, jacobian, random  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "weightings.json"
 SIZES = (2, 8, 64, 128)
-REPEATS = 10
+REPEATS = 40
 # Spreads of the norms, as powers of ten, and seeds.
 MATRICES = [(spread, seed) for seed in range(4) for spread in (0, 2)]
 
@@ -218,6 +218,7 @@ def printed(row, key, style):
 
 def main(rounds, seconds):
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="cvxpy|torchjd")
     results = []

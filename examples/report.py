@@ -4,20 +4,13 @@
 `{task: float}`.
 """
 
-import statistics
-
 import numpy as np
 from matplotlib.figure import Figure
 
+from keras_mgda.pareto import delta_m
+
 TASKS = ("left", "right")
 COLORS = {"uniform": "#d55e00", "MGDA-UB": "#0072b2", "exact MGDA": "#009e73"}
-
-
-def delta_m(accuracy, single):
-    """Mean over the tasks of the change against `single`, in % of it."""
-    return 100 * statistics.mean(
-        (accuracy[task] - single[task]) / single[task] for task in single
-    )
 
 
 def singles(scores):

@@ -32,8 +32,9 @@ from keras_mgda.weightings.scalarization import (
     Uniform,
 )
 from keras_mgda.weightings.smoothing import CRMOGM
+from keras_mgda.weightings.state import StatefulWeighting
 from keras_mgda.weightings.surgery import GradVac, PCGrad
-from keras_mgda.weightings.weighting import Weighting
+from keras_mgda.weightings.weighting import GramWeighting, Weighting
 
 __all__ = [
     "CRMOGM",
@@ -52,9 +53,11 @@ __all__ = [
     "GeometricMean",
     "GradNorm",
     "GradVac",
+    "GramWeighting",
     "NashMTL",
     "PCGrad",
     "Random",
+    "StatefulWeighting",
     "UPGrad",
     "Uncertainty",
     "Uniform",

@@ -106,7 +106,7 @@ class FairGrad(GramWeighting):
         self.alpha = alpha
 
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
-        return _fair(gram, float(self.alpha))
+        return _fair(gram, tf.constant(self.alpha, tf.float64))
 
     def get_config(self) -> dict[str, Any]:
         return {"alpha": self.alpha}
@@ -126,7 +126,7 @@ def _nash(gram: tf.Tensor, max_norm: float | None) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _fair(gram: tf.Tensor, alpha: float) -> tf.Tensor:
+def _fair(gram: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     n, K, active = of = factors(gram)
     # In units of the largest norm `c`: `w` is `c^(-2 / (1 + p))` as large.
     p, largest = 1 / alpha, tf.reduce_max(n)
@@ -135,7 +135,7 @@ def _fair(gram: tf.Tensor, alpha: float) -> tf.Tensor:
     return finish(y / n, of)
 
 
-def _balanced(K: tf.Tensor, b: tf.Tensor, p: float) -> tf.Tensor:
+def _balanced(K: tf.Tensor, b: tf.Tensor, p: Any) -> tf.Tensor:
     """`y > 0` with `K y = b y^(-p)` (where `b > 0`), by damped Newton steps."""
     K += _ROUNDING
     K += tf.linalg.diag(tf.cast(b == 0, K.dtype))

@@ -126,7 +126,7 @@ class CAGrad(GramWeighting):
         self.c = c
 
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
-        return _cagrad(gram, float(self.c))
+        return _cagrad(gram, tf.constant(self.c, tf.float64))
 
     def get_config(self) -> dict[str, Any]:
         return {"c": self.c}
@@ -156,7 +156,7 @@ def _dual_proj(gram: tf.Tensor, preference: tf.Tensor) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _cagrad(gram: tf.Tensor, c: float) -> tf.Tensor:
+def _cagrad(gram: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
     n, K, active = of = factors(gram)
     n /= tf.reduce_max(n)
     b = shares(tf.ones_like(n) / n.shape[0], active) * n
