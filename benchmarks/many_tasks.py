@@ -1,4 +1,4 @@
-"""100 and 500 tasks: trace time, step time and memory, as ratios to stock Keras.
+"""100 and 500 tasks: trace time, step time, memory, as ratios to stock Keras.
 
 Each method trains in a process of its own, which tells its peak memory, and in
 turns; of times the medians over the rounds count. The memory that MGDA-UB adds
@@ -61,7 +61,8 @@ def measure(num_tasks, batch_size, gradients, steps):
         model.train_function(iterator)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    graph = model.train_function.get_concrete_function(iterator).graph
+    step = tf.function(model.train_step, autograph=False)
+    graph = step.get_concrete_function(next(iterator)).graph
     return {
         "first_step_seconds": first,
         "step_seconds": statistics.median(seconds),

@@ -19,6 +19,7 @@ from keras_mgda.replicas import (
     share_overflow,
     share_statistics,
 )
+from keras_mgda.reuse import Reuse, check_update_every
 from keras_mgda.step import Gradients, direction_of_step, layer_names, mode
 
 _some_input = keras.Input((1,), name="input")
@@ -139,6 +140,7 @@ class MGDAModel(PartlyLabelledModel):
         gradients: Gradients = "representation",
         verify: bool = False,
         max_corrections: int = 8,
+        update_every: int = 1,
         **kwargs: Any,
     ) -> None:
         """Configures training, as Keras does, and how the tasks weigh in it.
@@ -168,6 +170,10 @@ class MGDAModel(PartlyLabelledModel):
                 estimate but for `"parameters"`). Means over the steps. Other
                 than `"verified"` itself, this changes nothing in the steps.
             max_corrections: of `"verified"`, in one step.
+            update_every: for how many steps the task weights are used. Those in
+                between cost as much as with `"representation"`, whatever
+                `gradients` is. A task without labels in the batch that is
+                weighed has the weight zero until the next one is.
             **kwargs: as in Keras; and `unlabelled`, for examples that are not
                 labelled for every task: the value that stands for a missing
                 label, `"nan"` or a number such as -1, or a dict that gives
@@ -177,8 +183,9 @@ class MGDAModel(PartlyLabelledModel):
                 without any in the batch takes no part in the step.
 
         Raises:
-            ValueError: if the losses do not fit the outputs, or the weighting
-                does not fit the tasks or is unknown.
+            ValueError: if the losses do not fit the outputs; if the weighting
+                does not fit the tasks or is unknown; if task weights cannot be
+                used for so many steps, as on several replicas.
         """
         outputs = self.output if isinstance(self, _Functional) else None
         by_output = tasks.task_losses(loss, outputs)
@@ -190,8 +197,13 @@ class MGDAModel(PartlyLabelledModel):
         # A copy, for `build` must not change that of another model.
         weighting = copy.copy(weightings.get(weighting))
         chosen = mode(gradients, self, weighting, max_corrections)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        check_update_every(update_every, gradients, replicas)
+        reuse = None
         with self.distribute_strategy.scope():
             weighting.build(task_names)
+            if update_every > 1:
+                reuse = Reuse(update_every, len(task_names))
         super().compile(
             optimizer, tasks.record_values(by_output), *args, **kwargs
         )
@@ -202,11 +214,14 @@ class MGDAModel(PartlyLabelledModel):
         # Saved and loaded with the model as its optimizer is, and as little one
         # of its layers: `get_weights` stays that of the plain Keras model.
         object.__setattr__(self, "_weighting_state", weighting.state)
+        object.__setattr__(self, "_reuse_state", reuse and reuse.state)
         self._mode = chosen
+        self._reuse = reuse
         self._direction = {
             "gradients": layer_names(gradients),
             "verify": verify,
             "max_corrections": max_corrections,
+            "update_every": update_every,
         }
         with self.distribute_strategy.scope():
             self._last_step = _LastStep(len(task_names), verify)
@@ -306,6 +321,7 @@ class MGDAModel(PartlyLabelledModel):
                 weighting=self._weighting,
                 mode=self._mode,
                 verify=self._direction["verify"],
+                reuse=self._reuse,
             )
             gradients = direction.gradients
             if self._skips_overflow():

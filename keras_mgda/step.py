@@ -18,6 +18,7 @@ from keras_mgda.directions import (
 from keras_mgda.gradients import add, of_total, through_heads
 from keras_mgda.recording import Recording
 from keras_mgda.replicas import replica_shares, sum_over_replicas
+from keras_mgda.reuse import Reuse
 from keras_mgda.verification import along_verified, look_at
 from keras_mgda.weightings import Weighting
 
@@ -36,6 +37,7 @@ def direction_of_step(
     weighting: Weighting,
     mode: Mode,
     verify: bool = False,
+    reuse: Reuse | None = None,
 ) -> Direction:
     """What the variables move along in one training step.
 
@@ -53,6 +55,7 @@ def direction_of_step(
         weighting: chooses the task weights.
         mode: which task gradients it sees: from `mode`.
         verify: whether to look at all tasks' derivatives along the direction.
+        reuse: keeps task weights for several steps.
     """
     seeds, remainder = of_total(recording, variables, total_loss, loss_scale)
     if recording.num_labels:
@@ -78,7 +81,9 @@ def direction_of_step(
     at_cut, direct = through_heads(recording, variables, seeds)
     step = Step(recording, variables, at_cut, direct, weigh)
     # Weights that do not look at the gradients need none of the encoder's.
-    found = mode(step) if weighting.uses_gram else along_representation(step)
+    if not weighting.uses_gram:
+        mode = along_representation
+    found = mode(step) if reuse is None else reuse.along(mode, step)
     if verify and found.verification is None:
         found = look_at(step, found)
     # What belongs to no task enters once, outside the simplex.

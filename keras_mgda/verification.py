@@ -199,14 +199,16 @@ def _repeat(
     state: _Search,
     at_most: int,
 ) -> _Search:
-    """`while condition(state): state = advance(state)`."""
+    """`while condition(state): state = advance(state)`, but once at least."""
+    # Mostly the first direction will do, and a loop costs half a step more.
+    state = advance(state)
     if num_replicas() == 1:
         (state,) = tf.while_loop(
             condition, lambda state: (advance(state),), (state,)
         )
         return state
     # Sums over replicas cannot stand in a loop of the graph.
-    for _ in range(at_most):
+    for _ in range(at_most - 1):
         goes_on, after = condition(state), advance(state)
         state = tf.nest.map_structure(
             functools.partial(tf.where, goes_on), after, state
