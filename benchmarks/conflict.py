@@ -8,7 +8,7 @@ the same training again, without looking, is timed: the methods side by side,
 step by step, medians of the ratios to the plain mean.
 
 Resumable: a line of results/conflict.jsonl for each network, number of tasks,
-and seed. Prints the table, and draws docs/figures/conflict.png.
+and seed. Draws docs/figures/conflict.png; tables.py makes the tables.
 
     python benchmarks/conflict.py [--data digits] [--seeds 3] [--steps 150]
 """
@@ -23,7 +23,9 @@ import time
 
 import keras
 import numpy as np
+import tables
 from keras import layers
+from matplotlib.figure import Figure
 
 import keras_mgda
 
@@ -35,7 +37,6 @@ import two_digits  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "conflict.jsonl"
 FIGURE = ROOT / "docs" / "figures" / "conflict.png"
 TIMED = 30  # steps, after as many to warm up
-CONFLICT = -1e-4
 
 
 def lenet(x, dropout=0.0):
@@ -232,85 +233,18 @@ def read_lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def rows(results):
-    """Means over the seeds of one case: `{method: {column: value}}`."""
-    found = {}
-    for method in [*METHODS, "MGDA-UB, verify=True"]:
-        ratio = statistics.mean(r["step_ratio"][method] for r in results)
-        found[method] = {"cost": ratio}
-        if method not in METHODS:
-            continue
-        runs = [r["methods"][method] for r in results]
-        steps = len(runs[0]["loss"])
-        in_plain_time = max(10, min(steps, round(steps / ratio)))
-        found[method] |= {
-            "conflicts": np.mean(
-                [np.less(run["min_cosine"], CONFLICT).mean() for run in runs]
-            ),
-            "corrections": np.mean([run["corrections"] for run in runs]),
-            "worst": np.min([run["min_cosine"] for run in runs]),
-            "loss": np.mean([run["loss"][-10:] for run in runs]),
-            "loss in equal time": np.mean(
-                [
-                    run["loss"][in_plain_time - 10 : in_plain_time]
-                    for run in runs
-                ]
-            ),
-            "accuracy": np.mean([run["test_accuracy"] for run in runs]),
-        }
-    return found
-
-
-def table(case, results):
-    network, num_tasks = case
-    steps = len(results[0]["methods"]["MGDA-UB"]["loss"])
-    lines = [
-        f"**{network}, {num_tasks} tasks**, {results[0]['data']}, "
-        f"{steps} steps, {len(results)} seeds:\n",
-        "| | cost | steps in conflict | worst cosine | corrections | loss | "
-        "loss in the plain mean's time | test accuracy |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for method, row in rows(results).items():
-        cells = [f"{row['cost']:.2f}"]
-        if len(row) > 1:
-            cells += [
-                f"{100 * row['conflicts']:.1f} %",
-                f"{row['worst']:.2f}",
-                f"{row['corrections']:.2f}",
-                f"{row['loss']:.3f}",
-                f"{row['loss in equal time']:.3f}",
-                f"{100 * row['accuracy']:.2f} %",
-            ]
-        cells += [""] * (7 - len(cells))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def draw(by_case):
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(by_case), figsize=(4 * len(by_case), 3.6), sharey=True
-    )
-    for axis, (case, results) in zip(
-        np.atleast_1d(axes), by_case.items(), strict=True
-    ):
-        for method, row in rows(results).items():
+    figure = Figure(figsize=(3.6 * len(by_case), 3.6), layout="constrained")
+    all_axes = figure.subplots(1, len(by_case), sharey=True, squeeze=False)[0]
+    for axes, (case, of_methods) in zip(all_axes, by_case.items(), strict=True):
+        for method, row in of_methods.items():
             if method in METHODS:
-                axis.plot(
-                    row["cost"], 100 * row["conflicts"], "o", label=method
-                )
-        axis.set(
-            title=f"{case[0]}, {case[1]} tasks",
-            xscale="log",
-            xlabel="time of a step / plain mean",
-        )
-        axis.grid(alpha=0.3)
-    axes = np.atleast_1d(axes)
-    axes[0].set_ylabel("steps in conflict, %")
-    axes[0].legend(fontsize="x-small")
-    figure.tight_layout()
+                share = 100 * row["conflicts"]
+                axes.plot(row["cost"], share, "o", label=method)
+        axes.set(title=case, xscale="log", xlabel="time of a step / plain mean")
+        axes.grid(alpha=0.3, which="both")
+    all_axes[0].set_ylabel("steps in conflict, %")
+    all_axes[0].legend(fontsize="x-small")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
 
@@ -323,19 +257,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=256)
     run(parser.parse_args(argv))
-    results = [json.loads(line) for line in read_lines(RESULTS)]
-    by_case = {
-        case: of_case
-        for case in CASES
-        if (
-            of_case := [
-                r for r in results if (r["network"], r["num_tasks"]) == case
-            ]
-        )
-    }
-    for case, of_case in by_case.items():
-        print(table(case, of_case) + "\n")
-    draw(by_case)
+    draw(tables.conflict_rows())
 
 
 if __name__ == "__main__":

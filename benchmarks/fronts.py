@@ -12,6 +12,7 @@ import json
 import pathlib
 
 import numpy as np
+import tables
 import tensorflow as tf
 from matplotlib.figure import Figure
 
@@ -130,15 +131,9 @@ def main(argv=None):
             }
             for method, of_method in ends.items()
         }
-        print(f"\n{name}\n| | median distance | share of the hypervolume |")
-        print("|---|---|---|")
-        for method, row in found[name].items():
-            print(
-                f"| {method} | {row['median_distance']:.4f} "
-                f"| {row['hypervolume_share']:.3f} |"
-            )
     figure.savefig(FIGURE, dpi=110)
     RESULTS.write_text(json.dumps({"starts": starts, **found}, indent=1) + "\n")
+    print(tables.fronts())
 
 
 if __name__ == "__main__":
