@@ -29,7 +29,7 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import datasets, serving, weightings
+from keras_mgda import datasets, pareto, serving, weightings
 from keras_mgda.export import export_saved_model
 from keras_mgda.fork import GradientFork
 from keras_mgda.gram import gram_matrix
@@ -46,6 +46,7 @@ __all__ = [
     "export_saved_model",
     "gram_matrix",
     "min_norm_point",
+    "pareto",
     "serving",
     "weightings",
 ]

@@ -51,7 +51,7 @@ def check_direction(gram, task_weights, label):
     "number", [150, pytest.param(10_000, marks=pytest.mark.slow)]
 )
 def test_solver(number):
-    solve = tf.function(min_norm_point, reduce_retracing=True)
+    solve = tf.function(min_norm_point)  # one program for each size
     mgda = weightings.MGDA()
     weigh = {
         m: tf.function(mgda).get_concrete_function(tf.TensorSpec([m, m]))
@@ -81,7 +81,7 @@ def test_solver(number):
 
 @pytest.mark.parametrize(
     ("identifier", "number"),
-    [("upgrad", 60), ("famo", 60)]
+    [("famo", 60)]
     + [pytest.param(name, 500, marks=pytest.mark.slow) for name in WEIGHTINGS],
 )
 def test_weightings(identifier, number):
@@ -184,9 +184,10 @@ def compile_any(rng, model, losses, seed):
         gradients = "representation"
     missing = bool(rng.integers(2))
     markers = {
-        t: "nan" if isinstance(k, str) else -1 for t, k in losses.items()
+        task: "nan" if isinstance(loss, str) else -1
+        for task, loss in losses.items()
     }
-    graph = seed % 10 == 0
+    graph = seed % 25 == 0  # every other one of them under XLA
     model.compile(
         keras.optimizers.SGD(1e-3),
         losses,
@@ -194,7 +195,7 @@ def compile_any(rng, model, losses, seed):
         gradients=gradients,
         unlabelled=markers if missing else None,
         run_eagerly=not graph,
-        jit_compile=graph and bool(seed % 20),
+        jit_compile=graph and bool(seed % 50),
     )
     return missing
 
@@ -223,7 +224,7 @@ def train_generated(seed):
 @pytest.mark.parametrize(
     "seeds",
     [
-        pytest.param(range(1, 10), id="some"),
+        pytest.param(range(1, 6), id="some"),
         pytest.param(range(300), id="all", marks=pytest.mark.slow),
     ],
 )

@@ -83,6 +83,27 @@ def test_imports_run_one_way():
         }
 
 
+def test_readme_lists_the_files_in_the_order_of_their_imports():
+    listed = re.search(
+        r"^keras_mgda/\n((?:  .*\n)+)", (ROOT / "README.md").read_text(), re.M
+    )
+    names = [line.split()[0] for line in listed[1].splitlines()]
+    assert set(names) == {
+        path.name + "/" * path.is_dir()
+        for path in PACKAGE.iterdir()
+        if not path.name.startswith("_") and path.name != "py.typed"
+    }
+    order = [f"keras_mgda.{re.sub('[.]py$|/$', '', name)}" for name in names]
+
+    def top(module):
+        return ".".join(module.split(".")[:2])
+
+    for name in MODULES:
+        for other in imported_by(name):
+            if top(name) != top(other) and top(name) in order:
+                assert order.index(top(other)) < order.index(top(name)), name
+
+
 def test_mathematics_stands_on_its_own():
     assert imported_by("keras_mgda.gram") == set()
     assert imported_by("keras_mgda.quadratic") == set()

@@ -327,7 +327,7 @@ def test_interrupted_and_resumed(strategy, tmp_path):
 )
 def test_one_device_is_as_no_strategy(option):
     """With what several replicas have to do without."""
-    strategy = tf.distribute.OneDeviceStrategy("CPU:1")
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     model = runs.compiled(strategy, **option)
     runs.assert_same(runs.fit(model), runs.of_case_on_one(PLAIN))
 
