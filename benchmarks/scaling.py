@@ -1,14 +1,16 @@
 """What MGDA adds to data-parallel training: bytes reduced, and throughput.
 
 Bytes: the collectives of one replica in the traced training step, counted.
-Throughput: examples per second of two logical devices against one, each device
-with a core of its own, steps interleaved in rounds, medians of their ratios.
+Throughput: examples per second of two logical devices against one, on as many
+cores as devices, steps interleaved in rounds, medians of their ratios. Needs
+Linux and two cores that nothing else uses.
 Prints tables and writes results/scaling.json.
 
     python benchmarks/scaling.py [--rounds 30] [--steps 5]
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -127,8 +129,19 @@ def count_bytes(strategy):
     return rows
 
 
+def use_cores(cores):
+    """Keeps all threads that there are by now, TensorFlow's too, to these."""
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(thread), cores)
+
+
 def measure(strategy, num_tasks, rounds, steps):
-    """Median ratio of examples per second, two devices to one."""
+    """Median ratio of examples per second, two devices to one.
+
+    One device would use both cores as well, if they were not taken from it.
+    """
+    cores = sorted(os.sched_getaffinity(0))
     ratios = {}
     for name, gradients in METHODS.items():
         runs = []
@@ -146,18 +159,20 @@ def measure(strategy, num_tasks, rounds, steps):
             seconds = [0.0, 0.0]
             for i in (0, 1) if k % 2 else (1, 0):
                 step, iterator = runs[i]
+                use_cores(cores[: i + 1])
                 start = time.perf_counter()
                 for _ in range(steps):
                     step(iterator)
                 seconds[i] = time.perf_counter() - start
             found.append(2 * seconds[0] / seconds[1])
+        use_cores(cores)
         ratios[name] = statistics.median(found)
         print(f"{num_tasks:5}  {name:12}{ratios[name]:10.2f}")
     return {"tasks": num_tasks, "batch_size": BATCH_SIZE, "ratios": ratios}
 
 
 def main(rounds, steps):
-    # A core for each device, as if they were machines.
+    # A core for each device, as if they were machines: see `use_cores`.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     (cpu, *_) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(

@@ -68,6 +68,29 @@ def solver():
     )
 
 
+def weightings():
+    results = {
+        (row["weighting"], row["m"]): row
+        for row in load("weightings.json")["results"]
+    }
+    sizes = sorted({m for _, m in results})
+
+    def cells(name):
+        ratios = [results[name, m].get("graph_ratio") for m in sizes]
+        run = results[name, 64]
+        return [
+            f"`{name}`",
+            *("" if ratio is None else f"{ratio:.2g}" for ratio in ratios),
+            f"{1e3 * run['graph_seconds']:.2g}",
+            f"{run['xla_compile_seconds']:.2g}",
+        ]
+
+    return markdown(
+        ["identifier", *(f"m = {m}" for m in sizes), "ms", "XLA, s"],
+        [cells(name) for name in sorted({name for name, _ in results})],
+    )
+
+
 def fronts():
     found = load("fronts.json")
     problems = [name for name in found if name != "starts"]
@@ -165,6 +188,7 @@ def conflict():
 TABLES = {
     "step_cost": step_cost,
     "solver": solver,
+    "weightings": weightings,
     "fronts": fronts,
     "conflict": conflict,
 }

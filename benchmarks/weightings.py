@@ -216,17 +216,6 @@ def printed(row, key, style):
     return f"{row[key]:{style}}" if key in row else ""
 
 
-def markdown(results):
-    """The rows of the table in docs/weightings.md."""
-    found = {(run["weighting"], run["m"]): run for run in results}
-    for name in sorted(weightings._BY_NAME):
-        ratios = [printed(found[name, m], "graph_ratio", ".2g") for m in SIZES]
-        run = found[name, 64]
-        last = 1e3 * run["graph_seconds"], run["xla_compile_seconds"]
-        cells = [f"`{name}`", *ratios, *(f"{value:.2g}" for value in last)]
-        print(f"| {' | '.join(cells)} |")
-
-
 def main(rounds, seconds):
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -259,7 +248,6 @@ def main(rounds, seconds):
                 flush=True,
             )
             results.append({"m": m, "weighting": name, **row})
-    markdown(results)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
         json.dumps(

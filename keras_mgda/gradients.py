@@ -37,14 +37,14 @@ class TaskGradients(NamedTuple):
 def through_heads(
     recording: Recording,
     variables: Sequence[keras.Variable],
-    seeds: Sequence[tf.Tensor],
+    seeds: Sequence[list[tf.Tensor]],
 ) -> TaskGradients:
     """Each task's gradient at `Z`, and of what it reaches without passing `Z`.
 
     Args:
         recording: of the forward pass.
         variables: the trainable variables of the model.
-        seeds: `[]` for each task, what its loss is multiplied by.
+        seeds: for each task what its losses are multiplied by, each `[]`.
 
     Raises:
         ValueError: if a task does not pass `Z`, or a part of `Z` is not shared.
@@ -53,8 +53,8 @@ def through_heads(
     sources = reads + values(variables)
     at_cut: list[dict[int, Gradient]] = [{} for _ in reads]
     direct: list[dict[int, Gradient]] = [{} for _ in variables]
-    for t, loss in enumerate(recording.task_losses.values()):
-        found = recording.tape.gradient(loss, sources, seeds[t])
+    for t, losses in enumerate(recording.task_losses.values()):
+        found = recording.tape.gradient(losses, sources, seeds[t])
         for by_task, gradient in zip(at_cut + direct, found, strict=True):
             if gradient is not None:
                 by_task[t] = gradient
@@ -69,12 +69,12 @@ def of_total(
     variables: Sequence[keras.Variable],
     total_loss: tf.Tensor,
     seed: tf.Tensor,
-) -> tuple[list[tf.Tensor], list[Gradient]]:
+) -> tuple[list[list[tf.Tensor]], list[Gradient]]:
     """Gradient of the total loss: at the task losses, and of all the rest.
 
     Returns:
-        For each task the derivative of `seed * total_loss` with respect to its
-        loss; and the gradient of the variables that comes from regularisation
+        For each task the derivatives of `seed * total_loss` with respect to its
+        losses; and the gradient of the variables that comes from regularisation
         and `add_loss`, which belong to no task.
 
     Raises:
@@ -82,19 +82,19 @@ def of_total(
     """
     summands = list(recording.summands.values())
     with recording.encoder_gate.opened():
-        found = recording.tape.gradient(
+        seeds, remainder = recording.tape.gradient(
             total_loss,
-            summands + values(variables),
+            [summands, values(variables)],
             tf.cast(seed, total_loss.dtype),
         )
-    for task, of_task in zip(recording.summands, found, strict=False):
-        if of_task is None:
+    for task, of_task in zip(recording.summands, seeds, strict=True):
+        if any(of_loss is None for of_loss in of_task):
             raise ValueError(
                 "`compute_loss` must return a sum that contains every task's "
                 f"loss. Received: one without that of '{task}'. Return "
                 "`super().compute_loss(...)` plus what you add."
             )
-    return found[: len(summands)], found[len(summands) :]
+    return seeds, remainder
 
 
 def may_be_encoder(

@@ -1,7 +1,6 @@
 """The Keras model that trains several tasks by multi-objective optimization."""
 
 import contextlib
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda import cut, tasks, weightings
-from keras_mgda.directions import Direction
+from keras_mgda import cut, tasks
+from keras_mgda.descent import Descent
+from keras_mgda.functional import Functional, is_functional, make_functional
 from keras_mgda.partly_labelled import PartlyLabelledModel
 from keras_mgda.recording import Recording, record
 from keras_mgda.replicas import (
@@ -19,13 +19,7 @@ from keras_mgda.replicas import (
     share_overflow,
     share_statistics,
 )
-from keras_mgda.reuse import Reuse, check_update_every
-from keras_mgda.step import Gradients, direction_of_step, layer_names, mode
-
-_some_input = keras.Input((1,), name="input")
-_some_output = keras.layers.Identity(name="output")(_some_input)
-# What `keras.Model(inputs, outputs)` is. Keras does not export it by name.
-_Functional = type(keras.Model(_some_input, _some_output, name="model"))
+from keras_mgda.step import Gradients
 
 
 class MGDAModel(PartlyLabelledModel):
@@ -67,12 +61,12 @@ class MGDAModel(PartlyLabelledModel):
     _evaluating = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "MGDAModel":
-        if cls is MGDAModel and _functional(args, kwargs):
+        if cls is MGDAModel and is_functional(args, kwargs):
             cls = FunctionalMGDAModel
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if not _functional(args, kwargs):
+        if not is_functional(args, kwargs):
             super().__init__(*args, **kwargs)
             return
         outputs = args[1] if len(args) > 1 else kwargs["outputs"]
@@ -82,8 +76,8 @@ class MGDAModel(PartlyLabelledModel):
                 f"Received: {type(outputs).__name__}. Name each task, as in "
                 "`dict(zip(task_names, outputs))`."
             )
-        _make_functional(type(self))
-        _Functional.__init__(self, *args, **kwargs)
+        make_functional(type(self), MGDAModel, FunctionalMGDAModel)
+        Functional.__init__(self, *args, **kwargs)
 
     @classmethod
     def from_model(
@@ -113,7 +107,7 @@ class MGDAModel(PartlyLabelledModel):
         >>> model = keras_mgda.MGDAModel.from_model(plain)
         Shared representation: the output of 'encoder' (None, 3).
         """
-        if not isinstance(model, _Functional):
+        if not isinstance(model, Functional):
             raise ValueError(
                 "`from_model` takes a functional model. Received: "
                 f"{type(model).__name__}. In a subclassed one, derive from "
@@ -187,44 +181,34 @@ class MGDAModel(PartlyLabelledModel):
                 does not fit the tasks or is unknown; if task weights cannot be
                 used for so many steps, as on several replicas.
         """
-        outputs = self.output if isinstance(self, _Functional) else None
+        outputs = self.output if isinstance(self, Functional) else None
         by_output = tasks.task_losses(loss, outputs)
         task_names = [
             name
             for name, of_task in tasks.flatten(by_output).items()
             if of_task is not None
         ]
-        # A copy, for `build` must not change that of another model.
-        weighting = copy.copy(weightings.get(weighting))
-        chosen = mode(gradients, self, weighting, max_corrections)
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        check_update_every(update_every, gradients, replicas)
-        reuse = None
         with self.distribute_strategy.scope():
-            weighting.build(task_names)
-            if update_every > 1:
-                reuse = Reuse(update_every, len(task_names))
+            descent = Descent(
+                self,
+                task_names,
+                weighting=weighting,
+                gradients=gradients,
+                verify=verify,
+                max_corrections=max_corrections,
+                update_every=update_every,
+            )
         super().compile(
             optimizer, tasks.record_values(by_output), *args, **kwargs
         )
         self.loss = loss
         self._loss_by_output = by_output
         self._task_names = task_names
-        self._weighting = weighting
+        self._descent = descent
         # Saved and loaded with the model as its optimizer is, and as little one
         # of its layers: `get_weights` stays that of the plain Keras model.
-        object.__setattr__(self, "_weighting_state", weighting.state)
-        object.__setattr__(self, "_reuse_state", reuse and reuse.state)
-        self._mode = chosen
-        self._reuse = reuse
-        self._direction = {
-            "gradients": layer_names(gradients),
-            "verify": verify,
-            "max_corrections": max_corrections,
-            "update_every": update_every,
-        }
-        with self.distribute_strategy.scope():
-            self._last_step = _LastStep(len(task_names), verify)
+        for name, state in descent.states.items():
+            object.__setattr__(self, f"_{name}_state", state)
 
     @property
     def task_names(self) -> list[str]:
@@ -236,7 +220,7 @@ class MGDAModel(PartlyLabelledModel):
     def task_weights(self) -> dict[str, float]:
         """The task weights of the last training step; NaN before the first."""
         self._require_compiled()
-        values = self._last_step.task_weights.numpy().tolist()
+        values = self._descent.task_weights.numpy().tolist()
         return dict(zip(self._task_names, values, strict=True))
 
     def _require_compiled(self) -> None:
@@ -254,8 +238,8 @@ class MGDAModel(PartlyLabelledModel):
         return {
             **config,
             "loss": serialize(self.loss),
-            "weighting": serialize(self._weighting),
-            **self._direction,
+            "weighting": serialize(self._descent.weighting),
+            **self._descent.config,
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -265,16 +249,16 @@ class MGDAModel(PartlyLabelledModel):
 
     def _start(self) -> tuple[list[keras.Variable], Any]:
         variables, _ = super()._start()
-        if self._weighting.state is not None:
-            variables += self._weighting.state.variables
-        return variables, keras.saving.serialize_keras_object(self._weighting)
+        for state in self._descent.states.values():
+            variables += state.variables if state is not None else []
+        return variables, self.get_compile_config()["weighting"]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """With those of `verify`, but for evaluation, which has no steps."""
         found = super().metrics
         if self.compiled and not self._evaluating:
-            found = found + self._last_step.metrics
+            found = found + self._descent.metrics
         return found
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -313,15 +297,11 @@ class MGDAModel(PartlyLabelledModel):
 
         variables = self.trainable_variables
         if variables:
-            direction = direction_of_step(
+            direction = self._descent.direction(
                 recording,
                 variables,
                 total_loss,
                 loss_scale=self.optimizer.scale_loss(tf.ones([])),
-                weighting=self._weighting,
-                mode=self._mode,
-                verify=self._direction["verify"],
-                reuse=self._reuse,
             )
             gradients = direction.gradients
             if self._skips_overflow():
@@ -336,7 +316,7 @@ class MGDAModel(PartlyLabelledModel):
                 direction.owners,
                 list(recording.num_labels.values()),
             )
-            self._last_step.assign(direction, skips=self._skips_overflow())
+            self._descent.note(direction, skips=self._skips_overflow())
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         share_statistics(self)
@@ -372,61 +352,12 @@ class MGDAModel(PartlyLabelledModel):
 
 
 @keras.saving.register_keras_serializable("keras_mgda", name="MGDAModel")
-class FunctionalMGDAModel(MGDAModel, _Functional):  # type: ignore[misc,valid-type]
+class FunctionalMGDAModel(MGDAModel, Functional):
     """What `MGDAModel(inputs, outputs)` returns.
 
     A class of its own because Keras rewrites the bases of a class that is first
     subclassed and then used functionally, which breaks those that came before.
     """
-
-
-class _LastStep:
-    """What the last training steps found. Not a part of the model's state."""
-
-    def __init__(self, num_tasks: int, verify: bool) -> None:
-        self.task_weights = tf.Variable(
-            tf.fill([num_tasks], float("nan")),
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
-        names = ("conflicts", "corrections", "min_cosine") if verify else ()
-        self.metrics = [keras.metrics.Mean(name) for name in names]
-
-    def assign(self, direction: Direction, skips: bool) -> None:
-        """Notes a step.
-
-        Args:
-            direction: of the step.
-            skips: whether a step that is not finite is skipped.
-        """
-        self.task_weights.assign(direction.task_weights)
-        found = direction.verification or ()
-        for metric, value in zip(self.metrics, found, strict=False):
-            value = tf.cast(value, tf.float32)
-            counts = tf.math.is_finite(value) if skips else True
-            metric.update_state(
-                tf.where(counts, value, 0.0), tf.cast(counts, tf.float32)
-            )
-
-
-def _functional(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether these hold `inputs` and `outputs`, as Keras decides it."""
-    if len(args) == 2:
-        return True
-    return "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
-
-
-def _make_functional(cls: type) -> None:
-    """Puts `FunctionalMGDAModel` for `MGDAModel` under a user's class."""
-    if issubclass(cls, FunctionalMGDAModel):
-        return
-    for parent in cls.__bases__:
-        if issubclass(parent, MGDAModel) and parent is not MGDAModel:
-            _make_functional(parent)
-    cls.__bases__ = tuple(
-        FunctionalMGDAModel if parent is MGDAModel else parent
-        for parent in cls.__bases__
-    )
 
 
 def _training(function: Callable[..., Any]) -> dict[str, bool]:

@@ -67,7 +67,8 @@ class Recording:
         representations: in the order in which they were met.
         read_before: the TensorFlow variables that were read before the last
             representation was. All variables of the encoder are among them.
-        task_losses: `{task: []}`, before `loss_weights`.
+        task_losses: `{task: losses}`, each `[]` and before `loss_weights`; one,
+            unless `compute_loss` computes it more than once.
         summands: the same values as they entered the total loss.
         num_labels: `{task: []}`, how many examples of this replica's batch
             are labelled; empty if nobody counts them.
@@ -80,8 +81,8 @@ class Recording:
         self.graph = tf.compat.v1.get_default_graph()
         self.representations: list[Representation] = []
         self.read_before: tuple[tf.Variable, ...] = ()
-        self.task_losses: dict[str, tf.Tensor] = {}
-        self.summands: dict[str, tf.Tensor] = {}
+        self.task_losses: dict[str, list[tf.Tensor]] = {}
+        self.summands: dict[str, list[tf.Tensor]] = {}
         self.num_labels: dict[str, tf.Tensor] = {}
         self.encoder_gate = Gate()
         self.loss_gate = Gate()
@@ -99,9 +100,10 @@ class Recording:
     def mark_task_loss(self, task: str, loss: tf.Tensor) -> tf.Tensor:
         """Notes a task's loss; returns what shall enter the total loss."""
         self.tape.watch(loss)  # even if nothing is trained on its path
-        self.task_losses[task] = loss
-        self.summands[task] = self.loss_gate(loss)
-        return self.summands[task]
+        summand = self.loss_gate(loss)
+        self.task_losses.setdefault(task, []).append(loss)
+        self.summands.setdefault(task, []).append(summand)
+        return summand
 
     def sort(self, task_names: Sequence[str]) -> None:
         """Puts the losses in this order, whichever Keras computed them in."""

@@ -30,7 +30,7 @@ class SkippedSteps:
         self._without_labels.assign_add(tf.cast(happened, tf.int32))
 
     def add_overflow(
-        self, task_losses: Sequence[tf.Tensor], direction: Direction
+        self, task_losses: Sequence[list[tf.Tensor]], direction: Direction
     ) -> None:
         """Notes a step, if a `LossScaleOptimizer` skips it, and whose fault.
 
@@ -72,7 +72,7 @@ def _counter(shape: Sequence[int]) -> tf.Variable:
 
 
 def _overflown(
-    task_losses: Sequence[tf.Tensor], direction: Direction
+    task_losses: Sequence[list[tf.Tensor]], direction: Direction
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Where some replica has values that are not finite.
 
@@ -88,12 +88,13 @@ def _overflown(
         )
         if gradient is not None
     ]
-    values = [*task_losses, *(gradient for _, gradient in owned)]
-    counts = tf.stack([_not_finite(value) for value in values])
-    at_place = tf.math.unsorted_segment_sum(
-        counts, [*range(m), *(place for place, _ in owned)], m + 1
-    )
-    skipped = tf.reduce_sum(counts[m:], keepdims=True)
+    computed = [
+        (t, loss) for t, losses in enumerate(task_losses) for loss in losses
+    ]
+    counts = tf.stack([_not_finite(value) for _, value in computed + owned])
+    places = [place for place, _ in computed + owned]
+    at_place = tf.math.unsorted_segment_sum(counts, places, m + 1)
+    skipped = tf.reduce_sum(counts[len(computed) :], keepdims=True)
     counts = sum_over_replicas(tf.concat([at_place, skipped], 0))
     found = counts > 0
     squared_norms = tf.linalg.diag_part(direction.gram)

@@ -61,13 +61,19 @@ def direction_of_step(
     if recording.num_labels:
         shares = replica_shares(list(recording.num_labels.values()))
         seeds = [
-            seed * tf.cast(share, seed.dtype)
-            for seed, share in zip(seeds, tf.unstack(shares), strict=True)
+            [seed * tf.cast(share, seed.dtype) for seed in of_task]
+            for of_task, share in zip(seeds, tf.unstack(shares), strict=True)
         ]
     task_losses = tf.stack(
         [
-            tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32) / loss_scale
-            for loss, seed in zip(
+            tf.add_n(
+                [
+                    tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32)
+                    for loss, seed in zip(losses, of_task, strict=True)
+                ]
+            )
+            / loss_scale
+            for losses, of_task in zip(
                 recording.task_losses.values(), seeds, strict=True
             )
         ]

@@ -149,7 +149,7 @@ def different_starts(strategy, directory):
     in_rate.optimizer.learning_rate = 0.1 * (1 + rank)
     in_seed = runs.compiled(strategy, weighting=weightings.PCGrad(seed=rank))
     in_state = runs.compiled(strategy, weighting=weightings.FAMO())
-    (logits, *_) = in_state._weighting.state.variables
+    (logits, *_) = in_state._descent.weighting.state.variables
     logits.assign(logits + float(rank))
     return [
         error_of(lambda different=different: runs.fit(different))

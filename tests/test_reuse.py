@@ -76,7 +76,8 @@ def test_a_weighting_that_remembers_sees_the_steps_that_choose(make):
     kept = model(2, weighting=make())
     task_weights = train(kept, range(6))
     np.testing.assert_array_equal(task_weights[::2], task_weights[1::2])
-    count = [v for v in kept._weighting_state.variables if "step" in v.name]
+    state = kept._descent.weighting.state
+    count = [v for v in state.variables if v.name == "num_steps"]
     # FAMO knows of a change from its second step on.
     assert count[0].numpy() == (2 if make is FAMO else 3)
 

@@ -170,7 +170,7 @@ def fit(model, **options):
 
 def state(model):
     """`{name: array}`, with what a wrapped weighting remembers."""
-    layer, values = model._weighting.state, {}
+    layer, values = model._descent.weighting.state, {}
     while layer is not None:
         values |= {
             variable.path: variable.numpy() for variable in layer.weights
