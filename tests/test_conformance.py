@@ -320,7 +320,7 @@ ELSEWHERE = ("steps_per_execution", "jit_compile", "mixed_bfloat16")
 
 
 def cells():
-    """All; those that always run hold each feature once, each network and
+    """All; those that always run hold each other feature once, each network and
     style together at least once."""
     reduced = [feature for feature in FEATURES if feature not in ELSEWHERE]
     for feature, network, style in itertools.product(
