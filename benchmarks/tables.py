@@ -185,7 +185,25 @@ def conflict():
     return "\n\n".join(parts)
 
 
+def few_labels():
+    return markdown(
+        ["", "mean", "each seed"],
+        [
+            [
+                f"{row['case']}: {row['method']}",
+                f"{100 * row['mean_test_accuracy_of_rare_task']:.1f} %",
+                ", ".join(
+                    f"{100 * of_seed[row['rare_task']]:.1f}"
+                    for of_seed in row["test_accuracy"]
+                ),
+            ]
+            for row in load("few_labels.json")["results"]
+        ],
+    )
+
+
 TABLES = {
+    "few_labels": few_labels,
     "step_cost": step_cost,
     "solver": solver,
     "weightings": weightings,
