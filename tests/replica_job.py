@@ -220,7 +220,7 @@ def unresponsive(timeout, pause):
     if strategy.cluster_resolver.task_id > 0:
         callbacks.append(
             keras.callbacks.LambdaCallback(
-                on_train_batch_end=lambda batch, _: (
+                on_train_batch_end=lambda batch, logs: (
                     batch == 3 and time.sleep(float(pause))
                 )
             )

@@ -44,7 +44,7 @@ def test_two_workers_train_as_one_process(two_workers, case):
 def test_workers_train_as_one_process(number):
     """The rest differ in weightings only: of them, `test_replicas` has all."""
     for worker in processes.workers(
-        "worker_cases", *numbers(NAMED), number=number, seconds=600
+        "worker_cases", *numbers(NAMED), number=number, seconds=1200
     ):
         for case, n in zip(NAMED, numbers(NAMED), strict=True):
             run = runs.from_json(worker.result[str(n)])

@@ -45,6 +45,7 @@ class DWA(StatefulWeighting):
 
     uses_gram = False
     uses_losses = True
+    compiles_step = True
 
     def __init__(self, temperature: float = 2.0, period: int = 100) -> None:
         super().__init__()
@@ -56,7 +57,6 @@ class DWA(StatefulWeighting):
         zeros = {name: np.zeros(num_tasks, np.float32) for name in names}
         return {**zeros, "num_steps": np.int64(0)}
 
-    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
@@ -114,6 +114,7 @@ class GradNorm(StatefulWeighting):
     """
 
     uses_losses = True
+    compiles_step = True
 
     def __init__(
         self, alpha: float = 1.5, learning_rate: float = 0.025
@@ -128,7 +129,6 @@ class GradNorm(StatefulWeighting):
             "initial_losses": np.zeros(num_tasks, np.float32),
         }
 
-    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
@@ -192,6 +192,7 @@ class FAMO(StatefulWeighting):
 
     uses_gram = False
     uses_losses = True
+    compiles_step = True
 
     def __init__(
         self, learning_rate: float = 0.025, decay: float = 1e-3
@@ -205,7 +206,6 @@ class FAMO(StatefulWeighting):
         zeros = {name: np.zeros(num_tasks, np.float32) for name in names}
         return {**zeros, "num_steps": np.int64(0)}
 
-    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:

@@ -249,6 +249,7 @@ class Uncertainty(StatefulWeighting):
 
     uses_gram = False
     uses_losses = True
+    compiles_step = True
 
     def __init__(self, learning_rate: float = 0.025) -> None:
         super().__init__()
@@ -257,7 +258,6 @@ class Uncertainty(StatefulWeighting):
     def initial_state(self, num_tasks: int) -> dict[str, Any]:
         return {"log_variances": np.zeros(num_tasks, np.float32)}
 
-    @tf.function(jit_compile=True, autograph=False)
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:

@@ -1,6 +1,7 @@
 """What a weighting remembers from step to step."""
 
 import abc
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,9 @@ class StatefulWeighting(Weighting):
     """
 
     state: State
+    # Whether the step is one XLA program, shared by all of the same config.
+    # To be set by each class for itself: a subclass may hold anything.
+    compiles_step = False
 
     def __init__(self) -> None:
         self.state = State({})
@@ -122,7 +126,10 @@ class StatefulWeighting(Weighting):
             finite &= tf.reduce_all(tf.math.is_finite(task_losses))
         if self.uses_gram:
             finite &= tf.reduce_all(tf.math.is_finite(gram))
-        task_weights, values = self.step(self.state.read(), gram, task_losses)
+        step = self.step
+        if vars(type(self)).get("compiles_step"):
+            step = _compiled_step(type(self), tuple(self.get_config().items()))
+        task_weights, values = step(self.state.read(), gram, task_losses)
         accepted = self.state.update(values, finite)
         task_weights = tf.cast(task_weights, tf.float32)
         return tf.where(accepted, task_weights, float("nan"))
@@ -142,3 +149,11 @@ class StatefulWeighting(Weighting):
             gram: `[m, m]`.
             task_losses: `[m]`, float64, if the weighting uses them.
         """
+
+
+@functools.cache
+def _compiled_step(cls: type[StatefulWeighting], config: Any) -> Any:
+    # Not a method of each instance, which would compile for each.
+    return tf.function(
+        cls(**dict(config)).step, jit_compile=True, autograph=False
+    )
