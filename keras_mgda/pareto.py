@@ -108,7 +108,7 @@ def _volume(points: Points, reference: Points) -> float:
     ends = np.append(points[1:, -1], reference[-1])
     # Between two cuts the same points count: those that lie below.
     return sum(
-        height * _volume(points[: k + 1, :-1], reference[:-1])
+        float(height) * _volume(points[: k + 1, :-1], reference[:-1])
         for k, height in enumerate(ends - points[:, -1])
         if height > 0
     )
@@ -137,8 +137,8 @@ def delta_m(
 
     Example:
 
-    >>> delta_m({"a": 90.0, "b": 0.3}, {"a": 100.0, "b": 0.4}, ["b"])
-    7.5
+    >>> delta_m({"a": 90.0, "b": 0.25}, {"a": 100.0, "b": 0.5}, ["b"])
+    20.0
 
     References:
         Maninis et al., 2019. Attentive single-tasking of multiple tasks.
