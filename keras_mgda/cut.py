@@ -57,7 +57,7 @@ def _where_tasks_part(
 ) -> list[Place]:
     # A call is shared if it leads to all tasks. Its output is a shared
     # representation if something that is not shared reads it.
-    shared = _lead_to_all(calls, outputs)
+    shared, leading = _lead_to_all(calls, outputs)
     trainable = _trainable(calls)
     ends = set(map(id, outputs.values()))
     for c, call in enumerate(calls):
@@ -67,7 +67,7 @@ def _where_tasks_part(
         (c, k)
         for c in sorted(shared)
         for k, tensor in enumerate(calls[c].outputs)
-        if id(tensor) in ends & trainable
+        if id(tensor) in ends & trainable & leading
     ]
     if not places:
         raise ValueError(
@@ -81,8 +81,8 @@ def _where_tasks_part(
 
 def _lead_to_all(
     calls: Sequence[Call], outputs: Mapping[str, keras.KerasTensor]
-) -> set[int]:
-    """The numbers of the calls that every task depends on."""
+) -> tuple[set[int], set[int]]:
+    """What every task depends on: the numbers of calls, the ids of tensors."""
     leads_to: dict[int, set[str]] = {}  # by tensor
     for task, tensor in outputs.items():
         leads_to.setdefault(id(tensor), set()).add(task)
@@ -94,7 +94,9 @@ def _lead_to_all(
             shared.add(c)
         for tensor in call.inputs:
             leads_to.setdefault(id(tensor), set()).update(names)
-    return shared
+    # Not each output of such a call has to lead to all of them.
+    tensors = {i for i, names in leads_to.items() if len(names) == len(outputs)}
+    return shared, tensors
 
 
 def _trainable(calls: Sequence[Call]) -> set[int]:

@@ -89,6 +89,12 @@ class Recording:
 
     def mark_representation(self, encoded: tf.Tensor) -> tf.Tensor:
         """Notes a shared representation; returns what the heads shall read."""
+        if not encoded.dtype.is_floating:
+            raise ValueError(
+                "A shared representation must be floating point, or it has no "
+                f"gradient. Received: {encoded.dtype.name}. Mark what is made "
+                "from it instead."
+            )
         # A frozen encoder leaves nothing on the tape, but its representation
         # still has task gradients.
         self.tape.watch(encoded)

@@ -26,13 +26,13 @@ class TaskNumbers:
     def __init__(
         self, given: Numbers | None, what: str, may_be_negative: bool = False
     ) -> None:
+        numbers = given.values() if isinstance(given, Mapping) else given
+        values = [_as_float(n) for n in (() if numbers is None else numbers)]
         self.given: dict[str, float] | list[float] | None = None
-        values: list[float] = []
         if isinstance(given, Mapping):
-            values = [float(value) for value in given.values()]
             self.given = dict(zip(given, values, strict=True))
         elif given is not None:
-            self.given = values = [float(value) for value in given]
+            self.given = values
         self._what = what
         least = -float("inf") if may_be_negative else 0
         if not all(math.isfinite(n) and n >= least for n in values):
@@ -114,3 +114,11 @@ def shares(preference: tf.Tensor, active: tf.Tensor) -> tf.Tensor:
     among = tf.where(none, tf.cast(active, among.dtype), among)
     total = tf.reduce_sum(preference) / tf.reduce_sum(among)
     return tf.where(active, among * total, 0)
+
+
+def _as_float(number: Any) -> float:
+    """NaN for what is no number, a string among them."""
+    try:
+        return math.nan if isinstance(number, str) else float(number)
+    except (TypeError, ValueError):
+        return math.nan
