@@ -156,8 +156,8 @@ class MGDAModel(PartlyLabelledModel):
                 it. Or those of layers of the encoder: a list of layers or of
                 their names; `"last"` for its last two. They conflict less
                 often than `"representation"` does, at a small price.
-            verify: whether to look at each direction, at the price of about a
-                third of a step, and to log what was found: `conflicts`, the
+            verify: whether to look at each direction, at the price of about
+                half a step, and to log what was found: `conflicts`, the
                 tasks whose loss the direction of the weighting would raise;
                 `corrections`, how often it was mended; `min_cosine`, the
                 smallest cosine with a task gradient that was left (an
