@@ -81,7 +81,7 @@ def test_solver(number):
 
 @pytest.mark.parametrize(
     ("identifier", "number"),
-    [("famo", 60)]
+    [("famo", 20)]
     + [pytest.param(name, 500, marks=pytest.mark.slow) for name in WEIGHTINGS],
 )
 def test_weightings(identifier, number):
