@@ -41,6 +41,10 @@ WEIGHTINGS = {
 }
 MODES = ("representation", "parameters")
 CASES = list(itertools.product(WEIGHTINGS, MODES))
+# For what takes long: the others differ from these in their weighting only.
+PLAIN_CASES = [
+    case for case in CASES if case[0].startswith("mgda") or case[0] == "uniform"
+]
 LOSSES = {
     "a": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     "b": "mse",

@@ -99,7 +99,7 @@ def test_two_replicas_train_as_one(strategy, case):
     "cases",
     [
         [("mgda", "parameters")],
-        pytest.param(runs.CASES, marks=pytest.mark.slow),
+        pytest.param(runs.PLAIN_CASES, marks=pytest.mark.slow),
     ],
     ids=len,
 )

@@ -8,11 +8,6 @@ import runs
 import tensorflow as tf
 
 ALWAYS = [("mgda l2", "representation"), ("mgda loss+", "parameters")]
-NAMED = [
-    case
-    for case in runs.CASES
-    if case[0] in ("mgda", "mgda l2", "mgda loss", "mgda loss+", "uniform")
-]
 # That of the tests which are about something else.
 PLAIN = ("mgda", "representation")
 
@@ -42,11 +37,11 @@ def test_two_workers_train_as_one_process(two_workers, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3])
 def test_workers_train_as_one_process(number):
-    """The rest differ in weightings only: of them, `test_replicas` has all."""
     for worker in processes.workers(
-        "worker_cases", *numbers(NAMED), number=number, seconds=1200
+        "worker_cases", *numbers(runs.PLAIN_CASES), number=number, seconds=1200
     ):
-        for case, n in zip(NAMED, numbers(NAMED), strict=True):
+        for case in runs.PLAIN_CASES:
+            (n,) = numbers([case])
             run = runs.from_json(worker.result[str(n)])
             runs.assert_same(run, runs.of_case_on_one(case))
 
