@@ -7,15 +7,28 @@ tests check that the files are as this leaves them.
 """
 
 import json
+import math
 import pathlib
 import re
 import statistics
+
+import scipy.stats
+
+from keras_mgda.pareto import delta_m
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 CONFLICT = -1e-4  # a cosine below is one
+PAPER = {  # table 3
+    "single task, left": "97.23",
+    "single task, right": "95.90",
+    "uniform": "96.46 / 94.99",
+    "uncertainty": "96.47 / 95.29",
+    "GradNorm": "96.27 / 94.84",
+    "MGDA-UB": "97.26 / 95.90",
+}
 
 
 def load(name):
@@ -185,6 +198,93 @@ def conflict():
     return "\n\n".join(parts)
 
 
+def accuracy_runs():
+    """The runs of the largest number of epochs that `uniform` has.
+
+    `{method: {seed: run}}`, at the learning rate that the method's seeds have
+    in common: the first seed may have tried others.
+    """
+    lines = (RESULTS / "accuracy.jsonl").read_text().splitlines()
+    runs = list(map(json.loads, lines))
+    epochs = max(
+        (run for run in runs if run["method"] == "uniform" and run["seed"] > 0),
+        key=lambda run: run["epochs"],
+    )["epochs"]
+    runs = [run for run in runs if run["epochs"] == epochs]
+    rates = {run["method"]: run["learning_rate"] for run in runs if run["seed"]}
+    of_method = {}
+    for run in runs:
+        if run["learning_rate"] == rates.get(run["method"]):
+            of_method.setdefault(run["method"], {})[run["seed"]] = run
+    return of_method
+
+
+def interval(values):
+    """The mean, and half the width of its 95 % interval (Student)."""
+    values = list(values)
+    if len(values) < 2:
+        return values[0], math.nan
+    quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), quantile * error
+
+
+def accuracy_rows():
+    """`{method: {column: (mean, half of the interval)}}`."""
+    runs = accuracy_runs()
+    single = {
+        seed: left["test"] | runs["single task, right"][seed]["test"]
+        for seed, left in runs.get("single task, left", {}).items()
+        if seed in runs.get("single task, right", {})
+    }
+    rows = {}
+    for method, of_seeds in runs.items():
+        tests = [run["test"] for run in of_seeds.values()]
+        rows[method] = {
+            task: interval(test[task] for test in tests) for task in tests[0]
+        }
+        changes = [
+            delta_m(run["test"], single[seed])
+            for seed, run in of_seeds.items()
+            if seed in single and run["test"].keys() == single[seed].keys()
+        ]
+        if changes:
+            rows[method]["delta-m"] = interval(changes)
+        any_run = next(iter(of_seeds.values()))
+        rows[method] |= {
+            "seeds": len(of_seeds),
+            "rate": any_run["learning_rate"],
+            "epochs": any_run["epochs"],
+        }
+    return rows
+
+
+def accuracy():
+    rows = accuracy_rows()
+    epochs = rows["uniform"]["epochs"]
+
+    def cell(row, column):
+        if column not in row:
+            return ""
+        mean, half = row[column]
+        return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+    accuracies = ("left, %", "right, %", "delta-m, %")
+    return markdown(
+        [f"{epochs} epochs", *accuracies, "rate", "seeds", "the paper"],
+        [
+            [
+                method,
+                *(cell(row, name) for name in ("left", "right", "delta-m")),
+                row["rate"],
+                row["seeds"],
+                PAPER.get(method, ""),
+            ]
+            for method, row in rows.items()
+        ],
+    )
+
+
 def few_labels():
     return markdown(
         ["", "mean", "each seed"],
@@ -203,6 +303,7 @@ def few_labels():
 
 
 TABLES = {
+    "accuracy": accuracy,
     "few_labels": few_labels,
     "step_cost": step_cost,
     "solver": solver,

@@ -30,7 +30,7 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -43,12 +43,23 @@ import keras_mgda
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("left", "right")
-METHODS = {  # the tasks, and the gradients that MGDA sees; None: stock Keras
-    "single task, left": (("left",), None),
-    "single task, right": (("right",), None),
-    "uniform": (TASKS, None),  # the plain sum of the task losses
-    "MGDA-UB": (TASKS, "representation"),
-    "exact MGDA": (TASKS, "parameters"),
+
+
+class Method(NamedTuple):
+    """The tasks, and how `MGDAModel` is compiled. `None`: stock Keras."""
+
+    tasks: tuple[str, ...]
+    compile_args: dict[str, Any] | None = None
+
+
+MGDA_UB = {"weighting": "mgda", "gradients": "representation"}
+EXACT_MGDA = {"weighting": "mgda", "gradients": "parameters"}
+METHODS = {
+    "single task, left": Method(("left",)),
+    "single task, right": Method(("right",)),
+    "uniform": Method(TASKS),  # the plain sum of the task losses
+    "MGDA-UB": Method(TASKS, MGDA_UB),
+    "exact MGDA": Method(TASKS, EXACT_MGDA),
 }
 
 
@@ -72,6 +83,7 @@ class Run(NamedTuple):
     """A trained model, with the weights of its best epoch."""
 
     model: keras.Model
+    epoch: int  # which one that is
     accuracy: float  # on validation, the mean of its tasks
     task_weights: list[dict[str, float]]  # of each step, if MGDA chose them
 
@@ -97,30 +109,28 @@ def network(dropout):
 
 def build(method, learning_rate, dropout=0.0):
     """A compiled model. After one seed all methods get the same weights."""
-    tasks, gradients = METHODS[method]
     image, logits = network(dropout)
-    outputs = {task: logits[task] for task in tasks}
+    outputs = {task: logits[task] for task in method.tasks}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     options = {
         "optimizer": keras.optimizers.SGD(learning_rate, momentum=0.9),
-        "loss": dict.fromkeys(tasks, loss),
-        "metrics": {task: ["accuracy"] for task in tasks},
+        "loss": dict.fromkeys(method.tasks, loss),
+        "metrics": {task: ["accuracy"] for task in method.tasks},
     }
-    if gradients is None:
+    if method.compile_args is None:
         model = keras.Model(image, outputs)
         model.compile(**options)
     else:
         model = keras_mgda.MGDAModel(image, outputs)
-        model.compile(**options, weighting="mgda", gradients=gradients)
+        model.compile(**options, **method.compile_args)
     return model
 
 
 def train(method, data, settings, learning_rate, seed):
     """One run: all epochs, then back to the best of them."""
-    print(f"{method:18} lr {learning_rate:<5} seed {seed} ", end="", flush=True)
+    print(f"  lr {learning_rate:<5} seed {seed} ", end="", flush=True)
     keras.utils.set_random_seed(seed)
-    tasks, gradients = METHODS[method]
-    examples = batches(data["train"], tasks, settings.batch_size, seed)
+    examples = batches(data["train"], method.tasks, settings.batch_size, seed)
     schedule = keras.optimizers.schedules.ExponentialDecay(
         learning_rate,  # halved every 30 of 100 epochs, as in the paper
         decay_steps=math.ceil(0.3 * settings.epochs * len(examples)),
@@ -131,7 +141,7 @@ def train(method, data, settings, learning_rate, seed):
     task_weights = []
 
     def on_train_batch_end(batch, logs):
-        if gradients is not None:
+        if method.compile_args is not None:
             task_weights.append(model.task_weights)
 
     def on_epoch_end(epoch, logs):
@@ -156,12 +166,12 @@ def train(method, data, settings, learning_rate, seed):
         examples,
         epochs=settings.epochs,
         shuffle=False,  # `batches` does
-        validation_data=batches(data["validation"], tasks, 1000, seed),
+        validation_data=batches(data["validation"], method.tasks, 1000, seed),
         callbacks=[progress, best],
         verbose=0,
     )
     print(f" validation {100 * best.best:.2f} %, epoch {best.best_epoch + 1}")
-    return Run(model, best.best, task_weights)
+    return Run(model, best.best_epoch + 1, best.best, task_weights)
 
 
 def batches(split, tasks, batch_size, seed):
@@ -209,7 +219,7 @@ def epoch_times(runs, data, batch_size, rounds=5):
         for method in runs:
             model = runs[method][0].model
             kept = model.get_weights()
-            tasks, _ = METHODS[method]
+            tasks = METHODS[method].tasks
             examples = batches(data["train"], tasks, batch_size, seed=0)
             start = time.perf_counter()
             model.fit(examples, shuffle=False, verbose=0)
@@ -262,8 +272,9 @@ def main(argv=None):
     print({split: len(x) for split, (x, _) in data.items()}, settings)
 
     rates, runs = {}, {}
-    for method in METHODS:
-        rates[method], runs[method] = train_seeds(
+    for name, method in METHODS.items():
+        print(name)
+        rates[name], runs[name] = train_seeds(
             method, data, settings, args.seeds
         )
     scores = {

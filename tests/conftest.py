@@ -15,6 +15,15 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@pytest.fixture(scope="session")
+def strategy():
+    """One for all: a second one in a process numbers its sums from the start.
+
+    TensorFlow takes those of the same number for one sum, and aborts both.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture(autouse=True)
 def _same_seed():
     keras.utils.set_random_seed(0)

@@ -19,6 +19,8 @@ import two_digits  # noqa: E402
 
 from keras_mgda import serving  # noqa: E402
 
+METHODS = multi_mnist.METHODS
+
 FEW = ["--images=96", "--epochs=2", "--learning-rates=0.02", "--seeds=1"]
 
 
@@ -180,11 +182,11 @@ def test_methods_start_from_the_same_weights():
         keras.utils.set_random_seed(seed)
         return multi_mnist.build(method, learning_rate=0.1)(x)
 
-    expected = untrained("uniform", seed=3)
-    for method, (tasks, _) in multi_mnist.METHODS.items():
+    expected = untrained(METHODS["uniform"], seed=3)
+    for method in METHODS.values():
         start, other = untrained(method, seed=3), untrained(method, seed=4)
-        assert set(start) == set(tasks)
-        for task in tasks:
+        assert set(start) == set(method.tasks)
+        for task in method.tasks:
             np.testing.assert_array_equal(start[task], expected[task])
             assert not np.allclose(other[task], expected[task])
 
@@ -208,7 +210,7 @@ def test_batches_change_order_each_epoch_and_are_the_same_for_all_methods():
 
 
 def test_a_run_ends_with_the_epoch_that_is_best_on_validation(data, settings):
-    run = multi_mnist.train("MGDA-UB", data, settings, 0.05, seed=0)
+    run = multi_mnist.train(METHODS["MGDA-UB"], data, settings, 0.05, seed=0)
     reached = multi_mnist.accuracies(run.model, data["validation"])
     assert set(reached) == {"left", "right"}
     assert run.accuracy == pytest.approx(np.mean(list(reached.values())) / 100)
@@ -219,7 +221,7 @@ def test_a_run_ends_with_the_epoch_that_is_best_on_validation(data, settings):
 
 def test_a_seed_determines_a_run(data, settings):
     first, second, other = (
-        multi_mnist.train("exact MGDA", data, settings, 0.05, seed)
+        multi_mnist.train(METHODS["exact MGDA"], data, settings, 0.05, seed)
         for seed in (5, 5, 6)
     )
     for mine, theirs in zip(
@@ -243,10 +245,12 @@ def test_learning_rate_is_chosen_on_validation_by_the_first_seed(
     def train(method, data, settings, learning_rate, seed):
         calls.append((learning_rate, seed))
         accuracy = reached.get((learning_rate, seed), 0.1)
-        return multi_mnist.Run(None, accuracy, [])
+        return multi_mnist.Run(None, 1, accuracy, [])
 
     monkeypatch.setattr(multi_mnist, "train", train)
-    chosen, runs = multi_mnist.train_seeds("uniform", None, settings, 3)
+    chosen, runs = multi_mnist.train_seeds(
+        METHODS["uniform"], None, settings, 3
+    )
     assert chosen == 0.02
     assert [run.accuracy for run in runs] == [0.8, 0.1, 0.1]
     assert calls == [*reached, (0.02, 1), (0.02, 2)]
@@ -326,7 +330,7 @@ def finished(request, tmp_path_factory):
 
 def test_a_run_draws_its_pictures(finished):
     source, folder, runs = finished
-    assert list(runs) == list(multi_mnist.METHODS)
+    assert list(runs) == list(METHODS)
     pictures = sorted(path.name for path in (folder / "figures").iterdir())
     assert pictures == [
         f"multi_{source}_accuracies.png",
@@ -359,7 +363,7 @@ def test_the_published_model_answers_as_the_keras_model(finished):
 
 def test_publishing_again_adds_a_version(tmp_path):
     x = np.zeros((8, 28, 28, 1), "float32")
-    model = multi_mnist.build("MGDA-UB", 0.1)
+    model = multi_mnist.build(METHODS["MGDA-UB"], 0.1)
     first = multi_mnist.publish(model, x, tmp_path).path
     before = {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     (tmp_path / "10").mkdir()  # of somebody else

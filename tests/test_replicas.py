@@ -44,11 +44,6 @@ each_mode = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def strategy():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def batch_normalization(**kwargs):
     return lambda: layers.BatchNormalization(**kwargs)
 

@@ -9,7 +9,6 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
@@ -138,8 +137,7 @@ def test_it_is_told_once_and_not_without_need():
     assert warnings_of(model, *data()) == []
 
 
-def test_a_replica_that_overflows_is_heard():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_a_replica_that_overflows_is_heard(strategy):
     model = compiled(scope=strategy.scope)
     x, y = data()
     y["b"][3] = 1e6  # the last example of the first batch: second replica

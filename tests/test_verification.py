@@ -435,8 +435,7 @@ def test_mixed_precision(policy):
     assert min(history["min_cosine"][1:]) > -0.02
 
 
-def test_replicas_take_the_same_direction():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_replicas_take_the_same_direction(strategy):
     found = []
     for where in (tf.distribute.get_strategy(), strategy):
         for gradients in ("verified", "last"):

@@ -1,0 +1,190 @@
+"""Table 3 of the paper: what each method reaches on overlapping digits.
+
+The network, the data and the training are those of examples/multi_mnist.py.
+First every method tries every learning rate, with one seed and `search_epochs`;
+the best mean accuracy on the validation split decides. Then all seeds are
+trained for `epochs`, and the epoch chosen alike. The accuracies on the test
+split are written beside, and choose nothing.
+
+Each run is a line of results/accuracy.jsonl once it is finished, and is not
+repeated: start the script again to go on. A run with another number of epochs
+is another run; the table has those of the largest number that all seeds of
+`uniform` have. Also draws docs/figures/accuracy.png.
+
+    python benchmarks/accuracy.py [--data-dir DIR] [--epochs 100] [--seeds 3]
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import tables
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+FIGURE = ROOT / "docs" / "figures" / "accuracy.png"
+sys.path.append(str(ROOT / "examples"))
+
+import multi_mnist  # noqa: E402
+import two_digits  # noqa: E402
+from multi_mnist import TASKS, Method  # noqa: E402
+
+
+def fixed(left):
+    """The losses times `left` and `2 - left`, to sum to 2 as `uniform` does."""
+    task_weights = {"left": left, "right": round(2 - left, 3)}
+    return Method(TASKS, {"weighting": task_weights})
+
+
+def on_parameters(weighting):
+    """As published: with the task gradients of the shared parameters."""
+    return Method(TASKS, {"weighting": weighting, "gradients": "parameters"})
+
+
+METHODS = multi_mnist.METHODS | {
+    "fixed, 0.2 : 1.8": fixed(0.2),
+    "fixed, 0.6 : 1.4": fixed(0.6),
+    "fixed, 1.4 : 0.6": fixed(1.4),
+    "fixed, 1.8 : 0.2": fixed(1.8),
+    "uncertainty": Method(TASKS, {"weighting": "uncertainty"}),
+    "GradNorm": Method(TASKS, {"weighting": "gradnorm"}),
+    "UPGrad": on_parameters("upgrad"),
+    "CAGrad": on_parameters("cagrad"),
+    "Nash-MTL": on_parameters("nash_mtl"),
+}
+LEARNING_RATES = (0.05, 0.1, 0.2)
+
+
+def identity(run):
+    """What a run is, apart from what it found."""
+    return tuple(
+        run[key]
+        for key in ("method", "learning_rate", "seed", "epochs", "images")
+    )
+
+
+def finished():
+    if not RESULTS.exists():
+        return {}
+    runs = map(json.loads, RESULTS.read_text().splitlines())
+    return {identity(run): run for run in runs}
+
+
+def run(name, learning_rate, seed, epochs, images, data):
+    """The line of this run: read, or trained and written."""
+    asked = {
+        "method": name,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "epochs": epochs,
+        "images": images,
+    }
+    if known := finished().get(identity(asked)):
+        return known
+    print(f"{name}, {epochs} epochs:", flush=True)
+    start = time.perf_counter()
+    settings = multi_mnist.SETTINGS["mnist"]._replace(epochs=epochs)
+    trained = multi_mnist.train(
+        METHODS[name], data, settings, learning_rate, seed
+    )
+    found = asked | {
+        "best_epoch": trained.epoch,
+        "validation": multi_mnist.accuracies(trained.model, data["validation"]),
+        "test": multi_mnist.accuracies(trained.model, data["test"]),
+        "seconds": round(time.perf_counter() - start, 1),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    keras.backend.clear_session()
+    return found
+
+
+def mean(accuracies):
+    return sum(accuracies.values()) / len(accuracies)
+
+
+def draw(rows):
+    """The plane of the two tasks: fixed weights are joined by a line."""
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    axes = figure.subplots()
+    both = {name: row for name, row in rows.items() if set(row) >= set(TASKS)}
+    line = sorted(
+        (row["left"][0], row["right"][0])
+        for name, row in both.items()
+        if name == "uniform" or name.startswith("fixed")
+    )
+    axes.plot(*zip(*line, strict=True), color="0.7", zorder=0)
+    for name, row in both.items():
+        (left, left_error), (right, right_error) = (row[t] for t in TASKS)
+        axes.errorbar(
+            left,
+            right,
+            xerr=left_error,
+            yerr=right_error,
+            fmt="o",
+            elinewidth=0.5,
+            color="0.5" if name.startswith("fixed") else None,
+            label=name,
+        )
+    for task, along in zip(TASKS, (axes.axvline, axes.axhline), strict=True):
+        single = rows.get(f"single task, {task}")
+        if single:
+            along(single[task][0], color="0.6", linestyle="--", zorder=0)
+    axes.set_title("Dashed: single tasks. Grey line: fixed weights. Bars: 95 %")
+    axes.set_xlabel("left digit, test accuracy in %")
+    axes.set_ylabel("right digit, test accuracy in %")
+    axes.legend(frameon=False, fontsize="small")
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, dpi=120)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-dir", help="of TensorFlow Datasets")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument(
+        "--search-epochs", type=int, help="of the search; default: as many"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--images", type=int, help="of each split, at most")
+    args = parser.parse_args(argv)
+    data = {
+        split: (x[: args.images], {t: y[t][: args.images] for t in y})
+        for split, (x, y) in two_digits.load("mnist", args.data_dir).items()
+    }
+    images = len(data["train"][0])
+    methods = args.methods or list(METHODS)
+    chosen = {}
+    for name in methods:
+        chosen[name] = max(
+            LEARNING_RATES,
+            key=lambda rate: mean(
+                run(
+                    name,
+                    rate,
+                    0,
+                    args.search_epochs or args.epochs,
+                    images,
+                    data,
+                )["validation"]
+            ),
+        )
+    # Seed by seed, so that what is there when time is up can be compared.
+    for seed in range(args.seeds):
+        for name in methods:
+            run(name, chosen[name], seed, args.epochs, images, data)
+    print(tables.accuracy())
+    draw(tables.accuracy_rows())
+
+
+if __name__ == "__main__":
+    main()
