@@ -125,6 +125,48 @@ def test_weights_files_fit_the_plain_model_both_ways(tmp_path):
     assert_same(model, plain)
 
 
+@pytest.mark.parametrize(
+    "structure",
+    [
+        networks.plain,
+        networks.nested,
+        networks.several,
+        networks.masked,
+        networks.tied_embedding,
+    ],
+)
+def test_keras_files_fit_the_plain_model_both_ways(structure, tmp_path):
+    model = networks.mgda_model(structure, "adam")
+    x, y = networks.data(model)
+    model.train_on_batch(x, y)
+    model.save(tmp_path / "mgda.keras")
+    # The plain model: around the layers of a loaded one, or its weights only.
+    loaded = keras.models.load_model(tmp_path / "mgda.keras")
+    around = keras.Model(loaded.input, loaded.output)
+    assert_answers_as(around, model, x)
+    stock = networks.stock_model(structure)
+    stock.load_weights(tmp_path / "mgda.keras")
+    assert_answers_as(stock, model, x)
+
+    around.save(tmp_path / "plain.keras")
+    plain = keras.models.load_model(tmp_path / "plain.keras")
+    assert type(plain) is not type(model)
+    assert_answers_as(plain, model, x)
+    again = MGDAModel.from_model(plain)
+    again.compile("adam", loss=networks.losses(again.output))
+    assert np.isfinite(again.train_on_batch(x, y)).all()
+    assert_answers_as(plain, again, x)  # they share their layers
+
+
+def assert_answers_as(model, expected, x):
+    for a, b in zip(
+        keras.tree.flatten(model(x, training=False)),
+        keras.tree.flatten(expected(x, training=False)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @keras.saving.register_keras_serializable("keras_mgda_tests")
 class Sized(MGDAModel):
     """Subclassed, with a config of its own."""
