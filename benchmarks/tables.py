@@ -11,16 +11,19 @@ import math
 import pathlib
 import re
 import statistics
+import sys
 
 import scipy.stats
 
 from keras_mgda.pareto import delta_m
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "examples"))
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 CONFLICT = -1e-4  # a cosine below is one
+CASES = {"lenet": "LeNet, batch 256", "resnet18": "ResNet-18, batch 16"}
 PAPER = {  # table 3
     "single task, left": "97.23",
     "single task, right": "95.90",
@@ -36,8 +39,37 @@ def load(name):
 
 
 def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    table = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in table)
+
+
+def demo():
+    """As examples/multi_mnist.py prints it."""
+    import report
+
+    found = load("multi_digits.json")
+    return report.table(found["scores"], found["rates"], found["times"])
+
+
+def scaling():
+    def grouped(number):
+        return f"{number:,}".replace(",", " ")
+
+    header = ["tasks", "parameters", "plain sum, bytes"]
+    return markdown(
+        [*header, "MGDA-UB adds", "exact MGDA adds"],
+        [
+            [
+                f"{row['tasks']}"
+                + ", heads also read the first layer" * row["bypass"],
+                grouped(row["parameters"]),
+                grouped(row["plain sum"]),
+                grouped(row["MGDA-UB"] - row["plain sum"]),
+                grouped(row["exact MGDA"] - row["plain sum"]),
+            ]
+            for row in load("scaling.json")["bytes_reduced"]
+        ],
+    )
 
 
 def step_cost():
@@ -49,6 +81,75 @@ def step_cost():
             [
                 of_case["case"],
                 *(f"{of_case['step_ratio'][m]:.2f}" for m in methods),
+            ]
+            for of_case in results
+        ],
+    )
+
+
+def lines(name):
+    """Of a file that grows by a line for each result."""
+    path = RESULTS / name
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def cost():
+    """A table for each network, a column for each number of tasks."""
+    cases = {}
+    for case in lines("cost.jsonl"):
+        cases.setdefault(case["network"], []).append(case)
+    parts = []
+    for network, of_network in cases.items():
+        methods = of_network[0]["methods"]
+        rows = []
+        for name in methods:
+            measured = [case["methods"][name] for case in of_network]
+            rows.append(
+                [
+                    name,
+                    *(f"{of_case['ratio']:.2f}" for of_case in measured),
+                    *(
+                        f"{of_case['first_step_seconds']:.1f}"
+                        for of_case in (measured[0], measured[-1])
+                    ),
+                    *(
+                        f"{of_case['peak_bytes'] / 2**20:.0f}"
+                        for of_case in (measured[0], measured[-1])
+                    ),
+                ]
+            )
+        tasks = [case["tasks"] for case in of_network]
+        header = [CASES[network], *(f"{m} tasks" for m in tasks)]
+        header += [f"first step, s ({m})" for m in (tasks[0], tasks[-1])]
+        header += [f"memory, MiB ({m})" for m in (tasks[0], tasks[-1])]
+        parts.append(markdown(header, rows))
+    return "\n\n".join(parts)
+
+
+def many_tasks():
+    results = load("many_tasks.json")["results"]
+    return markdown(
+        [
+            "tasks",
+            "first step",
+            "step",
+            "graph nodes",
+            "copies of Z",
+            "of stock Keras",
+        ],
+        [
+            [
+                of_case["tasks"],
+                *(
+                    f"{of_case['ratio'][name]:.2f}"
+                    for name in (
+                        "first_step_cpu_seconds",
+                        "step_seconds",
+                        "graph_nodes",
+                    )
+                ),
+                *(f"{of_case['copies_of_z_per_task'][i]:.2f}" for i in (1, 0)),
             ]
             for of_case in results
         ],
@@ -125,10 +226,8 @@ def fronts():
 
 def conflict_rows():
     """Means over the seeds: `{case: {method: {column: value}}}`."""
-    path = RESULTS / "conflict.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
     by_case = {}
-    for result in map(json.loads, lines):
+    for result in lines("conflict.jsonl"):
         case = f"{result['network']}, {result['num_tasks']} tasks"
         by_case.setdefault(case, []).append(result)
     return {
@@ -198,25 +297,24 @@ def conflict():
     return "\n\n".join(parts)
 
 
-def accuracy_runs():
-    """The runs of the largest number of epochs that `uniform` has.
-
-    `{method: {seed: run}}`, at the learning rate that the method's seeds have
-    in common: the first seed may have tried others.
-    """
-    lines = (RESULTS / "accuracy.jsonl").read_text().splitlines()
-    runs = list(map(json.loads, lines))
-    epochs = max(
-        (run for run in runs if run["method"] == "uniform" and run["seed"] > 0),
-        key=lambda run: run["epochs"],
-    )["epochs"]
-    runs = [run for run in runs if run["epochs"] == epochs]
-    rates = {run["method"]: run["learning_rate"] for run in runs if run["seed"]}
+def accuracy_runs(epochs):
+    """`{method: {seed: run}}`, at the learning rate that validation chose."""
     of_method = {}
-    for run in runs:
-        if run["learning_rate"] == rates.get(run["method"]):
-            of_method.setdefault(run["method"], {})[run["seed"]] = run
-    return of_method
+    for run in lines("accuracy.jsonl"):
+        if run["epochs"] == epochs:
+            of_method.setdefault(run["method"], []).append(run)
+    found = {}
+    for method, runs in of_method.items():
+        first = max(
+            (run for run in runs if run["seed"] == 0),
+            key=lambda run: statistics.mean(run["validation"].values()),
+        )
+        found[method] = {
+            run["seed"]: run
+            for run in runs
+            if run["learning_rate"] == first["learning_rate"]
+        }
+    return found
 
 
 def interval(values):
@@ -229,9 +327,9 @@ def interval(values):
     return statistics.mean(values), quantile * error
 
 
-def accuracy_rows():
+def accuracy_rows(epochs):
     """`{method: {column: (mean, half of the interval)}}`."""
-    runs = accuracy_runs()
+    runs = accuracy_runs(epochs)
     single = {
         seed: left["test"] | runs["single task, right"][seed]["test"]
         for seed, left in runs.get("single task, left", {}).items()
@@ -254,15 +352,26 @@ def accuracy_rows():
         rows[method] |= {
             "seeds": len(of_seeds),
             "rate": any_run["learning_rate"],
-            "epochs": any_run["epochs"],
         }
     return rows
 
 
 def accuracy():
-    rows = accuracy_rows()
-    epochs = rows["uniform"]["epochs"]
+    """A table for each number of epochs, but those of a shorter search."""
+    numbers = {run["epochs"] for run in lines("accuracy.jsonl")}
+    numbers -= {
+        epochs
+        for epochs in numbers
+        if all(
+            run["search"]
+            for run in lines("accuracy.jsonl")
+            if run["epochs"] == epochs
+        )
+    }
+    return "\n\n".join(map(accuracy_of, sorted(numbers)))
 
+
+def accuracy_of(epochs):
     def cell(row, column):
         if column not in row:
             return ""
@@ -280,7 +389,7 @@ def accuracy():
                 row["seeds"],
                 PAPER.get(method, ""),
             ]
-            for method, row in rows.items()
+            for method, row in accuracy_rows(epochs).items()
         ],
     )
 
@@ -303,6 +412,8 @@ def few_labels():
 
 
 TABLES = {
+    "demo": demo,
+    "scaling": scaling,
     "accuracy": accuracy,
     "few_labels": few_labels,
     "step_cost": step_cost,
@@ -310,6 +421,8 @@ TABLES = {
     "weightings": weightings,
     "fronts": fronts,
     "conflict": conflict,
+    "cost": cost,
+    "many_tasks": many_tasks,
 }
 
 

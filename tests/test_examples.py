@@ -1,5 +1,6 @@
 """The examples: their data by hand, and whole runs on a few images."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -328,11 +329,17 @@ def finished(request, tmp_path_factory):
     return request.param, folder, runs
 
 
-def test_a_run_draws_its_pictures(finished):
+def test_a_run_writes_what_it_found(finished):
     source, folder, runs = finished
     assert list(runs) == list(METHODS)
-    pictures = sorted(path.name for path in (folder / "figures").iterdir())
-    assert pictures == [
+    found = json.loads(
+        (folder / "figures" / f"multi_{source}.json").read_text()
+    )
+    assert found.keys() == {"settings", "scores", "rates", "times"}
+    assert list(found["scores"]) == list(METHODS)
+    files = sorted(path.name for path in (folder / "figures").iterdir())
+    assert files == [
+        f"multi_{source}.json",
         f"multi_{source}_accuracies.png",
         f"multi_{source}_task_weights.png",
     ]
