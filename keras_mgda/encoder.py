@@ -146,11 +146,22 @@ def indices(
 def last_layers(
     variables: Sequence[keras.Variable], inside: Sequence[int], count: int
 ) -> list[int]:
-    """The variables of the last `count` layers among those of the encoder."""
+    """The variables of the encoder from the last but `count` kernel on.
+
+    Scales and offsets, as of a normalization, are not layers on their own: the
+    task gradients of so few variables tell next to nothing of the others.
+    """
     layers: dict[str, list[int]] = {}
     for i in inside:
         layers.setdefault(layer_of(variables[i]), []).append(i)
-    return [i for of_layer in list(layers.values())[-count:] for i in of_layer]
+    ordered = list(layers.values())
+    kernels = [
+        place
+        for place, of_layer in enumerate(ordered)
+        if any(len(variables[i].shape) > 1 for i in of_layer)
+    ] or list(range(len(ordered)))
+    first = kernels[-count:][0] if kernels else 0
+    return [i for of_layer in ordered[first:] for i in of_layer]
 
 
 def layer_of(variable: keras.Variable) -> str:

@@ -66,12 +66,12 @@ def look_at(step: Step, found: Direction) -> Direction:
 def along_verified(step: Step, max_corrections: int) -> Direction:
     """A direction that no task's true gradient was found in conflict with.
 
-    Starts from the Gram matrix of the encoder's last layer. As long as some
-    task conflicts with the direction `sum_t w_t g_t`, the matrix is corrected
-    by what its derivatives `p = G w` tell of the true one, and weighed again.
-    A product costs a backward pass and its derivative. If conflicts are left
-    after `max_corrections`, the direction with the smallest worst angle is
-    taken.
+    Starts from the Gram matrices of `Z` and of the encoder's last layer
+    together. As long as some task conflicts with the direction
+    `sum_t w_t g_t`, the matrix is corrected by what its derivatives `p = G w`
+    tell of the true one, and weighed again. A product costs a backward pass and
+    its derivative. If conflicts are left after `max_corrections`, the direction
+    with the smallest worst angle is taken.
 
     On several replicas, where no sum over them may depend on values, all
     `max_corrections + 1` products are made in every step.
@@ -79,14 +79,9 @@ def along_verified(step: Step, max_corrections: int) -> Direction:
     around = around_representation(step)
     inside = encoder.indices(step.recording, step.variables)
     shared = sorted({*inside, *around})
-    last = encoder.last_layers(step.variables, inside, 1)
-    gram = gram_of_layers(step, around, last)
     at_z = gram_of_representation(step, around)
-    passes = (tf.linalg.diag_part(gram) > 0.0) | (
-        tf.linalg.diag_part(at_z) == 0.0
-    )
-    # All tasks have to pass that layer, or there is no telling what they do.
-    gram = tf.cast(tf.where(tf.reduce_all(passes), gram, at_z), tf.float64)
+    last = encoder.last_layers(step.variables, inside, 1)
+    gram = _together(at_z, gram_of_layers(step, around, last))
 
     def advance(found: _Search) -> _Search:
         task_weights = step.weigh(tf.cast(found.gram, tf.float32))
@@ -106,10 +101,20 @@ def along_verified(step: Step, max_corrections: int) -> Direction:
     gradients: list[Gradient] = [None] * len(step.variables)
     for i, gradient in zip(shared, found.direction, strict=True):
         gradients[i] = gradient
-    direction = with_heads(
-        step, gradients, found.task_weights, tf.cast(gram, tf.float32)
-    )
+    direction = with_heads(step, gradients, found.task_weights, at_z)
     return direction._replace(verification=found.verification())
+
+
+def _together(at_z: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """The mean of both Gram matrices, of the trace of the first, float64.
+
+    Which is nearer to the true one depends on the network: with a dense layer
+    at the end the last layer's is, behind global pooling, or if some tasks do
+    not pass that layer, that of `Z`. The mean was never far from the better.
+    """
+    at_z, last = tf.cast(at_z, tf.float64), tf.cast(last, tf.float64)
+    scale = tf.math.divide_no_nan(tf.linalg.trace(at_z), tf.linalg.trace(last))
+    return (at_z + scale * last) / 2
 
 
 class _Search(NamedTuple):

@@ -58,7 +58,16 @@ def perceptron(mark):
     return x, networks.heads(mark()(networks.dense(5)(h)), "abcdefgh")
 
 
-MANY_TASKS = (perceptron, normalized, recurrent, skipping)
+def deep(mark):
+    """Many tasks, of which neither `Z` nor the last layer tells all."""
+    z = x = keras.Input((8,))
+    for _ in range(4):
+        z = networks.dense(12)(z)
+    z = mark()(z)
+    return x, {f"task{t:02}": layers.Dense(1)(z) for t in range(20)}
+
+
+MANY_TASKS = (perceptron, normalized, recurrent, skipping, deep)
 
 
 def step(structure, seed=1, b=6, **compile_args):
@@ -152,12 +161,11 @@ def test_verified_direction_conflicts_with_no_task(structure, seed):
     assert logs["min_cosine"] > -2e-4
 
 
-@pytest.mark.parametrize("structure", [perceptron, normalized])
-def test_there_is_something_to_correct(structure):
+def test_there_is_something_to_correct():
     """Else the test above would not test it."""
     num_corrections = [
         step(
-            structure,
+            deep,
             seed,
             b=24,
             gradients="verified",
@@ -199,36 +207,18 @@ def test_verified_keeps_the_promise_of_exact_mgda(m, widths, scale, seed):
     assert cosines(exact, change).min() > -5e-4
 
 
-def test_verified_without_corrections_is_the_last_layer():
-    for structure in (perceptron,):
-        once = step(structure, gradients="verified", max_corrections=0)
-        name = [
-            v.path.split("/")[0]
-            for v, tasks in zip(
-                once[0].trainable_variables,
-                oracle.reaching(once[1].full),
-                strict=True,
-            )
-            if len(tasks) > 1
-        ][-1]
-        keras.backend.clear_session()
-        position = [layer.name for layer in once[0].layers].index(name)
-        keras.utils.set_random_seed(1)
-        model = networks.mgda_model(structure, keras.optimizers.SGD(1.0))
-        model.compile(
-            keras.optimizers.SGD(1.0),
-            networks.losses(model.output),
-            gradients=[model.layers[position]],
-        )
-        x, y = networks.data(model, 6, 1)
-        before = [v.numpy() for v in model.trainable_variables]
-        model.train_on_batch(x, y)
-        for old, v, expected in zip(
-            before, model.trainable_variables, once[2], strict=True
-        ):
-            np.testing.assert_allclose(
-                old - v.numpy(), expected, rtol=1e-4, atol=1e-6
-            )
+def test_the_search_starts_from_z_and_the_last_layer_together():
+    seen = {
+        name: gram_seen(three_layers, gradients)[0]
+        for name, gradients in {
+            "z": "representation",
+            "last": ["third"],
+            "start": "verified",
+        }.items()
+    }
+    scale = np.trace(seen["z"]) / np.trace(seen["last"])
+    expected = (seen["z"] + scale * seen["last"]) / 2
+    np.testing.assert_allclose(seen["start"], expected, rtol=1e-5)
 
 
 def test_corrected_gram_matrix_knows_the_product():
@@ -316,7 +306,7 @@ def gram_seen(structure, gradients):
     _, exact, change, _ = step(
         structure, weighting=weighting, gradients=gradients, run_eagerly=True
     )
-    ((gram, _),) = weighting.calls
+    gram, _ = weighting.calls[0]
     given = oracle.direction(exact.full, [0.1, 0.2, 0.3, 0.4])
     for a, b in zip(change, given, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
@@ -355,6 +345,26 @@ def test_last_layers_are_named(capsys):
     step(three_layers, gradients="last")
     said = capsys.readouterr().out
     assert said == "Task gradients: those of 'part/inner', 'third'.\n"
+
+
+def normalized(mark):
+    """Normalizations hold vectors only, of the layers that they follow."""
+    x = keras.Input((8,))
+    z = layers.Dense(6, name="first")(x)
+    z = layers.LayerNormalization(name="first_norm")(z)
+    z = layers.Dense(5, name="second", use_bias=False)(z)
+    z = layers.BatchNormalization(name="second_norm")(z)
+    z = layers.Dense(4, name="third", use_bias=False)(z)
+    z = layers.BatchNormalization(name="third_norm")(z)
+    return x, networks.heads(mark()(z))
+
+
+def test_normalizations_are_not_layers_on_their_own(capsys):
+    model = networks.mgda_model(normalized, gradients="last")
+    model.train_on_batch(*networks.data(model))
+    said = capsys.readouterr().out
+    last = "'second', 'second_norm', 'third', 'third_norm'"
+    assert said == f"Task gradients: those of {last}.\n"
 
 
 @pytest.mark.parametrize(
