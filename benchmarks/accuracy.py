@@ -24,6 +24,7 @@ import time
 import keras
 import tables
 import tensorflow as tf
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -109,37 +110,38 @@ def run(name, learning_rate, seed, epochs, data, search=False):
     return found
 
 
-def draw(rows):
-    """The plane of the two tasks: fixed weights are joined by a line."""
+def draw(epochs):
+    """The plane of the two tasks: seeds, and their means."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.subplots()
-    both = {name: row for name, row in rows.items() if set(row) >= set(TASKS)}
-    line = sorted(
-        (row["left"][0], row["right"][0])
-        for name, row in both.items()
-        if name == "uniform" or name.startswith("fixed")
-    )
+    runs = tables.accuracy_runs(epochs)
+    rows = tables.accuracy_rows(epochs)
+    means = {
+        name: [row[task][0] for task in TASKS]
+        for name, row in rows.items()
+        if set(row) >= set(TASKS)
+    }
+    fixed = [n for n in means if n == "uniform" or n.startswith("fixed")]
+    line = sorted(means[name] for name in fixed)
     axes.plot(*zip(*line, strict=True), color="0.7", zorder=0)
-    for name, row in both.items():
-        (left, left_error), (right, right_error) = (row[t] for t in TASKS)
-        axes.errorbar(
-            left,
-            right,
-            xerr=left_error,
-            yerr=right_error,
-            fmt="o",
-            elinewidth=0.5,
-            color="0.5" if name.startswith("fixed") else None,
-            label=name,
-        )
-    for task, along in zip(TASKS, (axes.axvline, axes.axhline), strict=True):
-        single = rows.get(f"single task, {task}")
-        if single:
-            along(single[task][0], color="0.6", linestyle="--", zorder=0)
-    axes.set_title("Dashed: single tasks. Grey line: fixed weights. Bars: 95 %")
+    colors = iter(colormaps["Dark2"].colors)
+    for name in means:
+        color = "0.5" if name.startswith("fixed") else next(colors)
+        seeds = [[run["test"][t] for t in TASKS] for run in runs[name].values()]
+        axes.scatter(*zip(*seeds, strict=True), s=10, color=color, alpha=0.5)
+        marker = "s" if name in fixed else "o"
+        axes.scatter(*means[name], s=60, color=color, marker=marker, label=name)
+    for task, along, limits in (
+        ("left", axes.axvline, axes.set_xlim),
+        ("right", axes.axhline, axes.set_ylim),
+    ):
+        single, _ = rows[f"single task, {task}"][task]
+        along(single, color="0.6", linestyle="--", zorder=0)
+        limits(single - 4, single + 1)  # the ends of the line are far off
+    axes.set_title("Dashed: single tasks. Line: fixed weights. Dots: seeds")
     axes.set_xlabel("left digit, test accuracy in %")
     axes.set_ylabel("right digit, test accuracy in %")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=120)
 
@@ -175,7 +177,7 @@ def main(argv=None):
         for name in methods:
             run(name, chosen[name], seed, args.epochs, data)
     print(tables.accuracy())
-    draw(tables.accuracy_rows(args.epochs))
+    draw(args.epochs)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ SHADES = " .:-=+*#%@"
 def publish_two(folder, data):
     """Publishes a model, trains it on, and publishes it again."""
     keras.utils.set_random_seed(0)
-    model = multi_mnist.build("MGDA-UB", learning_rate=0.02)
+    model = multi_mnist.build(
+        multi_mnist.METHODS["MGDA-UB"], learning_rate=0.02
+    )
     for epochs in (2, 4):
         model.fit(*data["train"], batch_size=64, epochs=epochs, verbose=0)
         published = keras_mgda.export_saved_model(
