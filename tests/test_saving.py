@@ -127,13 +127,7 @@ def test_weights_files_fit_the_plain_model_both_ways(tmp_path):
 
 @pytest.mark.parametrize(
     "structure",
-    [
-        networks.plain,
-        networks.nested,
-        networks.several,
-        networks.masked,
-        networks.tied_embedding,
-    ],
+    [networks.plain, networks.nested, networks.tied_embedding],
 )
 def test_keras_files_fit_the_plain_model_both_ways(structure, tmp_path):
     model = networks.mgda_model(structure, "adam")
