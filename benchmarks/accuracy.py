@@ -71,10 +71,7 @@ def identity(run):
 
 
 def finished():
-    if not RESULTS.exists():
-        return {}
-    runs = map(json.loads, RESULTS.read_text().splitlines())
-    return {identity(run): run for run in runs}
+    return {identity(run): run for run in tables.lines(RESULTS.name)}
 
 
 def run(name, learning_rate, seed, epochs, data, search=False):

@@ -197,7 +197,7 @@ def step_ratios(network, num_tasks, seed, data, batch_size):
 
 def run(args):
     splits = two_digits.load(args.data, args.data_dir)
-    known = [json.loads(line) for line in read_lines(RESULTS)]
+    known = tables.lines(RESULTS.name)
     done = {(r["network"], r["num_tasks"], r["seed"]) for r in known}
     for seed in range(args.seeds):
         for network, num_tasks in CASES:
@@ -227,10 +227,6 @@ def run(args):
             }  # fmt: skip
             with RESULTS.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-
-
-def read_lines(path):
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def draw(by_case):

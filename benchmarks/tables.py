@@ -358,16 +358,8 @@ def accuracy_rows(epochs):
 
 def accuracy():
     """A table for each number of epochs, but those of a shorter search."""
-    numbers = {run["epochs"] for run in lines("accuracy.jsonl")}
-    numbers -= {
-        epochs
-        for epochs in numbers
-        if all(
-            run["search"]
-            for run in lines("accuracy.jsonl")
-            if run["epochs"] == epochs
-        )
-    }
+    runs = lines("accuracy.jsonl")
+    numbers = {run["epochs"] for run in runs if not run["search"]}
     return "\n\n".join(map(accuracy_of, sorted(numbers)))
 
 
