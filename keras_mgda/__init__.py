@@ -29,7 +29,7 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import datasets, pareto, serving, weightings
+from keras_mgda import callbacks, datasets, pareto, serving, weightings
 from keras_mgda.export import export_saved_model
 from keras_mgda.fork import GradientFork
 from keras_mgda.gram import gram_matrix
@@ -42,6 +42,7 @@ __all__ = [
     "MGDAModel",
     "MinNormPoint",
     "SharedRepresentation",
+    "callbacks",
     "datasets",
     "export_saved_model",
     "gram_matrix",

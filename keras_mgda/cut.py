@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_mgda import tasks
+from keras_mgda.functional import Functional
 from keras_mgda.layers import SharedRepresentation
 
 
@@ -35,8 +36,22 @@ def mark(
         The marked model, and a description of each place.
 
     Raises:
-        ValueError: if there is no such layer, or no such tensor.
+        ValueError: if the model is not functional, its outputs have no names,
+            or there is no such layer or tensor.
     """
+    if not isinstance(model, Functional):
+        raise ValueError(
+            "`from_model` takes a functional model. Received: "
+            f"{type(model).__name__}. In a subclassed one, derive from "
+            "`MGDAModel` and call a `SharedRepresentation` in `call`."
+        )
+    if not isinstance(model.output, Mapping):
+        raise ValueError(
+            "The outputs of the model must be a dict, `{task: tensor}`. "
+            f"Received: {type(model.output).__name__}. Name each task: "
+            "`keras.Model(model.inputs, dict(zip(task_names, "
+            "model.outputs)))`."
+        )
     calls, outputs = _read_graph(model)
     if shared is None:
         places = _where_tasks_part(calls, outputs)

@@ -13,7 +13,7 @@ from keras_mgda import cut, tasks
 from keras_mgda.descent import Descent
 from keras_mgda.functional import Functional, is_functional, make_functional
 from keras_mgda.partly_labelled import PartlyLabelledModel
-from keras_mgda.recording import Recording, record
+from keras_mgda.recording import record
 from keras_mgda.replicas import (
     check_replica,
     share_overflow,
@@ -107,19 +107,6 @@ class MGDAModel(PartlyLabelledModel):
         >>> model = keras_mgda.MGDAModel.from_model(plain)
         Shared representation: the output of 'encoder' (None, 3).
         """
-        if not isinstance(model, Functional):
-            raise ValueError(
-                "`from_model` takes a functional model. Received: "
-                f"{type(model).__name__}. In a subclassed one, derive from "
-                "`MGDAModel` and call a `SharedRepresentation` in `call`."
-            )
-        if not isinstance(model.output, Mapping):
-            raise ValueError(
-                "The outputs of the model must be a dict, `{task: tensor}`. "
-                f"Received: {type(model.output).__name__}. Name each task: "
-                "`keras.Model(model.inputs, dict(zip(task_names, "
-                "model.outputs)))`."
-            )
         marked, places = cut.mark(model, shared)
         if shared is None:
             print(f"Shared representation: the output of {', '.join(places)}.")
@@ -147,17 +134,15 @@ class MGDAModel(PartlyLabelledModel):
             weighting: what chooses the task weights: anything that
                 `keras_mgda.weightings.get` takes.
             gradients: which task gradients the weighting sees.
-                `"representation"` is MGDA-UB: those with respect to the shared
-                representation, at one backward pass through the encoder. Its
-                direction approximates that of `"parameters"`, exact MGDA,
-                which needs one such pass for each task and ensures that no
-                task's loss rises to first order. `"verified"` checks its
-                direction against the true gradients of all tasks, and mends
-                it. Or those of layers of the encoder: a list of layers or of
-                their names; `"last"` for its last two. They conflict less
-                often than `"representation"` does, at a small price.
-            verify: whether to look at each direction, at the price of about
-                half a step, and to log what was found: `conflicts`, the
+                `"representation"`: those with respect to the shared
+                representation, which is MGDA-UB. `"parameters"`: those of the
+                encoder's variables, exact MGDA. `"last"`, or a list of layers
+                or of their names: those of the encoder's last two layers, or
+                of these. `"verified"`: the direction is checked against the
+                true gradients of all tasks, and mended. What each costs and
+                ensures is in docs/directions.md.
+            verify: whether to look at each direction, at the price of up to
+                one more step, and to log what was found: `conflicts`, the
                 tasks whose loss the direction of the weighting would raise;
                 `corrections`, how often it was mended; `min_cosine`, the
                 smallest cosine with a task gradient that was left (an
@@ -168,13 +153,12 @@ class MGDAModel(PartlyLabelledModel):
                 between cost as much as with `"representation"`, whatever
                 `gradients` is. A task without labels in the batch that is
                 weighed has the weight zero until the next one is.
-            **kwargs: as in Keras; and `unlabelled`, for examples that are not
-                labelled for every task: the value that stands for a missing
-                label, `"nan"` or a number such as -1, or a dict that gives
-                each task its own, `None` for one whose labels are missing by
-                sample weight zero alone. A loss is then the mean over the
-                task's labelled examples, metrics count these only, and a task
-                without any in the batch takes no part in the step.
+            **kwargs: as in Keras; and `unlabelled`, the value that stands for
+                a missing label: `"nan"`, a number such as -1, or a dict that
+                gives each task its own, `None` for labels that are missing by
+                sample weight zero alone. Losses and metrics of a task then
+                count its labelled examples only, and a task without any in
+                the batch takes no part in the step.
 
         Raises:
             ValueError: if the losses do not fit the outputs; if the weighting
@@ -291,8 +275,7 @@ class MGDAModel(PartlyLabelledModel):
                 sample_weight=sample_weight,
                 **_training(self.compute_loss),
             )
-        self._check_recording(recording)
-        recording.sort(self._task_names)
+        recording.complete(self._task_names)
         self._track_loss(total_loss, x)
 
         variables = self.trainable_variables
@@ -326,20 +309,6 @@ class MGDAModel(PartlyLabelledModel):
 
     def _skips_overflow(self) -> bool:
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-
-    def _check_recording(self, recording: Recording) -> None:
-        if set(recording.task_losses) != set(self._task_names):
-            raise ValueError(
-                "`compute_loss` must call the compiled loss of every task, as "
-                "`super().compute_loss(...)` does. Received: the tasks "
-                f"{self._task_names}, calls for {list(recording.task_losses)}."
-            )
-        if not recording.representations:
-            raise ValueError(
-                "A `SharedRepresentation` must mark where the tasks part. "
-                "Received: a model that calls none. Add the layer between "
-                "encoder and heads, or use `MGDAModel.from_model(model)`."
-            )
 
     def _track_loss(self, total_loss: tf.Tensor, x: Any) -> None:
         """As the stock step does: the loss of the batch, not of the replica."""

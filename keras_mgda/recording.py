@@ -111,8 +111,25 @@ class Recording:
         self.summands.setdefault(task, []).append(summand)
         return summand
 
-    def sort(self, task_names: Sequence[str]) -> None:
-        """Puts the losses in this order, whichever Keras computed them in."""
+    def complete(self, task_names: Sequence[str]) -> None:
+        """Puts the losses in this order, whichever Keras computed them in.
+
+        Raises:
+            ValueError: if the forward pass left out a task's loss, or met no
+                shared representation.
+        """
+        if set(self.task_losses) != set(task_names):
+            raise ValueError(
+                "`compute_loss` must call the compiled loss of every task, as "
+                "`super().compute_loss(...)` does. Received: the tasks "
+                f"{list(task_names)}, calls for {list(self.task_losses)}."
+            )
+        if not self.representations:
+            raise ValueError(
+                "A `SharedRepresentation` must mark where the tasks part. "
+                "Received: a model that calls none. Add the layer between "
+                "encoder and heads, or use `MGDAModel.from_model(model)`."
+            )
         self.task_losses = {task: self.task_losses[task] for task in task_names}
         self.summands = {task: self.summands[task] for task in task_names}
         if self.num_labels:
