@@ -22,6 +22,7 @@ import sys
 import time
 
 import keras
+import results
 import tables
 import tensorflow as tf
 from matplotlib import colormaps
@@ -71,7 +72,7 @@ def identity(run):
 
 
 def finished():
-    return {identity(run): run for run in tables.lines(RESULTS.name)}
+    return {identity(run): run for run in results.lines(RESULTS.name)}
 
 
 def run(name, learning_rate, seed, epochs, data, search=False):
@@ -111,8 +112,8 @@ def draw(epochs):
     """The plane of the two tasks: seeds, and their means."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.subplots()
-    runs = tables.accuracy_runs(epochs)
-    rows = tables.accuracy_rows(epochs)
+    runs = results.accuracy_runs(epochs)
+    rows = results.accuracy_rows(epochs)
     means = {
         name: [row[task][0] for task in TASKS]
         for name, row in rows.items()

@@ -23,7 +23,7 @@ import time
 
 import keras
 import numpy as np
-import tables
+import results
 from keras import layers
 from matplotlib.figure import Figure
 
@@ -197,7 +197,7 @@ def step_ratios(network, num_tasks, seed, data, batch_size):
 
 def run(args):
     splits = two_digits.load(args.data, args.data_dir)
-    known = tables.lines(RESULTS.name)
+    known = results.lines(RESULTS.name)
     done = {(r["network"], r["num_tasks"], r["seed"]) for r in known}
     for seed in range(args.seeds):
         for network, num_tasks in CASES:
@@ -253,7 +253,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=256)
     run(parser.parse_args(argv))
-    draw(tables.conflict_rows())
+    draw(results.conflict_rows())
 
 
 if __name__ == "__main__":

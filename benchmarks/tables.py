@@ -6,23 +6,17 @@ tests check that the files are as this leaves them.
     python benchmarks/tables.py
 """
 
-import json
 import math
 import pathlib
 import re
-import statistics
 import sys
 
-import scipy.stats
-
-from keras_mgda.pareto import delta_m
+from results import accuracy_rows, conflict_rows, lines, load
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
-RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
-CONFLICT = -1e-4  # a cosine below is one
 CASES = {"lenet": "LeNet, batch 256", "resnet18": "ResNet-18, batch 16"}
 PAPER = {  # table 3
     "single task, left": "97.23",
@@ -32,10 +26,6 @@ PAPER = {  # table 3
     "GradNorm": "96.27 / 94.84",
     "MGDA-UB": "97.26 / 95.90",
 }
-
-
-def load(name):
-    return json.loads((RESULTS / name).read_text())
 
 
 def markdown(header, rows):
@@ -87,13 +77,6 @@ def step_cost():
     )
 
 
-def lines(name):
-    """Of a file that grows by a line for each result."""
-    path = RESULTS / name
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def cost():
     """A table for each network, a column for each number of tasks."""
     cases = {}
@@ -105,18 +88,13 @@ def cost():
         rows = []
         for name in methods:
             measured = [case["methods"][name] for case in of_network]
+            ends = measured[0], measured[-1]
             rows.append(
                 [
                     name,
-                    *(f"{of_case['ratio']:.2f}" for of_case in measured),
-                    *(
-                        f"{of_case['first_step_seconds']:.1f}"
-                        for of_case in (measured[0], measured[-1])
-                    ),
-                    *(
-                        f"{of_case['peak_bytes'] / 2**20:.0f}"
-                        for of_case in (measured[0], measured[-1])
-                    ),
+                    *(f"{case['ratio']:.2f}" for case in measured),
+                    *(f"{case['first_step_seconds']:.1f}" for case in ends),
+                    *(f"{case['peak_bytes'] / 2**20:.0f}" for case in ends),
                 ]
             )
         tasks = [case["tasks"] for case in of_network]
@@ -129,26 +107,17 @@ def cost():
 
 def many_tasks():
     results = load("many_tasks.json")["results"]
+    columns = {
+        "first step": "first_step_cpu_seconds",
+        "step": "step_seconds",
+        "graph nodes": "graph_nodes",
+    }
     return markdown(
-        [
-            "tasks",
-            "first step",
-            "step",
-            "graph nodes",
-            "copies of Z",
-            "of stock Keras",
-        ],
+        ["tasks", *columns, "copies of Z", "of stock Keras"],
         [
             [
                 of_case["tasks"],
-                *(
-                    f"{of_case['ratio'][name]:.2f}"
-                    for name in (
-                        "first_step_cpu_seconds",
-                        "step_seconds",
-                        "graph_nodes",
-                    )
-                ),
+                *(f"{of_case['ratio'][key]:.2f}" for key in columns.values()),
                 *(f"{of_case['copies_of_z_per_task'][i]:.2f}" for i in (1, 0)),
             ]
             for of_case in results
@@ -224,48 +193,6 @@ def fronts():
     )
 
 
-def conflict_rows():
-    """Means over the seeds: `{case: {method: {column: value}}}`."""
-    by_case = {}
-    for result in lines("conflict.jsonl"):
-        case = f"{result['network']}, {result['num_tasks']} tasks"
-        by_case.setdefault(case, []).append(result)
-    return {
-        case: {
-            method: _conflict_row(results, method)
-            for method in results[0]["step_ratio"]
-        }
-        for case, results in by_case.items()
-    }
-
-
-def _conflict_row(results, method):
-    ratio = statistics.mean(r["step_ratio"][method] for r in results)
-    runs = [r["methods"][method] for r in results if method in r["methods"]]
-    if not runs:
-        return {"cost": ratio}
-
-    def mean(of_run):
-        return statistics.mean(map(of_run, runs))
-
-    # As many steps as fit in the time of the plain mean's.
-    fitting = min(len(runs[0]["loss"]), round(len(runs[0]["loss"]) / ratio))
-    return {
-        "seeds": len(runs),
-        "cost": ratio,
-        "conflicts": mean(
-            lambda run: statistics.mean(c < CONFLICT for c in run["min_cosine"])
-        ),
-        "worst": min(min(run["min_cosine"]) for run in runs),
-        "corrections": mean(lambda run: statistics.mean(run["corrections"])),
-        "loss": mean(lambda run: statistics.mean(run["loss"][-10:])),
-        "in equal time": mean(
-            lambda run: statistics.mean(run["loss"][:fitting][-10:])
-        ),
-        "accuracy": mean(lambda run: run["test_accuracy"]),
-    }
-
-
 def conflict():
     parts = []
     for case, of_methods in conflict_rows().items():
@@ -295,65 +222,6 @@ def conflict():
         ]
         parts.append(markdown(header, rows))
     return "\n\n".join(parts)
-
-
-def accuracy_runs(epochs):
-    """`{method: {seed: run}}`, at the learning rate that validation chose."""
-    of_method = {}
-    for run in lines("accuracy.jsonl"):
-        if run["epochs"] == epochs:
-            of_method.setdefault(run["method"], []).append(run)
-    found = {}
-    for method, runs in of_method.items():
-        first = max(
-            (run for run in runs if run["seed"] == 0),
-            key=lambda run: statistics.mean(run["validation"].values()),
-        )
-        found[method] = {
-            run["seed"]: run
-            for run in runs
-            if run["learning_rate"] == first["learning_rate"]
-        }
-    return found
-
-
-def interval(values):
-    """The mean, and half the width of its 95 % interval (Student)."""
-    values = list(values)
-    if len(values) < 2:
-        return values[0], math.nan
-    quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), quantile * error
-
-
-def accuracy_rows(epochs):
-    """`{method: {column: (mean, half of the interval)}}`."""
-    runs = accuracy_runs(epochs)
-    single = {
-        seed: left["test"] | runs["single task, right"][seed]["test"]
-        for seed, left in runs.get("single task, left", {}).items()
-        if seed in runs.get("single task, right", {})
-    }
-    rows = {}
-    for method, of_seeds in runs.items():
-        tests = [run["test"] for run in of_seeds.values()]
-        rows[method] = {
-            task: interval(test[task] for test in tests) for task in tests[0]
-        }
-        changes = [
-            delta_m(run["test"], single[seed])
-            for seed, run in of_seeds.items()
-            if seed in single and run["test"].keys() == single[seed].keys()
-        ]
-        if changes:
-            rows[method]["delta-m"] = interval(changes)
-        any_run = next(iter(of_seeds.values()))
-        rows[method] |= {
-            "seeds": len(of_seeds),
-            "rate": any_run["learning_rate"],
-        }
-    return rows
 
 
 def accuracy():

@@ -14,7 +14,8 @@ from keras_mgda import MGDAModel, SharedRepresentation
 
 def compiled(cls, m, **how):
     x = keras.Input((3,))
-    z = layers.Dense(4, activation="tanh")(x)
+    # In fewer dimensions `m` gradients are Pareto stationary by chance.
+    z = layers.Dense(m, activation="tanh")(x)
     z = SharedRepresentation()(z) if cls is MGDAModel else z
     model = cls(x, {f"t{t:03}": layers.Dense(1)(z) for t in range(m)})
     model.compile("sgd", dict.fromkeys(model.output, "mse"), **how)

@@ -11,6 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import results  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -58,23 +59,23 @@ def runs(monkeypatch, tmp_path):
     ]
     lines = "".join(json.dumps(run) + "\n" for run in found)
     (tmp_path / "accuracy.jsonl").write_text(lines)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
 
 
 def test_learning_rate_is_chosen_without_the_test_split(runs):
     assert {
         seed: run["test"]["left"]
-        for seed, run in tables.accuracy_runs(10)["uniform"].items()
+        for seed, run in results.accuracy_runs(10)["uniform"].items()
     } == {0: 80.0, 1: 82.0, 2: 87.0}
     assert tables.accuracy().count("4 epochs") == 0  # only a search
 
 
 def test_interval_by_hand(runs):
     """Of 80, 82 and 87: mean 83, deviation sqrt(13), Student's t 4.3027."""
-    mean, half = tables.accuracy_rows(10)["uniform"]["left"]
+    mean, half = results.accuracy_rows(10)["uniform"]["left"]
     assert mean == pytest.approx(83)
     assert half == pytest.approx(4.30265 * (13 / 3) ** 0.5, rel=1e-5)
-    _, unknown = tables.interval([80.0])  # one seed tells no interval
+    _, unknown = results.interval([80.0])  # one seed tells no interval
     assert math.isnan(unknown)
 
 
