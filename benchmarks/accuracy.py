@@ -61,6 +61,8 @@ METHODS = multi_mnist.METHODS | {
     "Nash-MTL": on_parameters("nash_mtl"),
 }
 LEARNING_RATES = (0.05, 0.1, 0.2)
+SHOWN = [name for name in METHODS if not name.startswith(("fixed", "single"))]
+COLORS = dict(zip(SHOWN, colormaps["Dark2"].colors, strict=True))
 
 
 def identity(run):
@@ -108,10 +110,19 @@ def run(name, learning_rate, seed, epochs, data, search=False):
     return found
 
 
-def draw(epochs):
-    """The plane of the two tasks: seeds, and their means."""
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.subplots()
+def draw():
+    """For each number of epochs the plane of the two tasks."""
+    numbers = results.accuracy_epochs()
+    figure = Figure(figsize=(6.5 * len(numbers), 5.5), layout="constrained")
+    all_axes = figure.subplots(1, len(numbers), squeeze=False)[0]
+    for axes, epochs in zip(all_axes, numbers, strict=True):
+        draw_plane(axes, epochs)
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, dpi=110)
+
+
+def draw_plane(axes, epochs):
+    """Small dots are seeds, large ones their means."""
     runs = results.accuracy_runs(epochs)
     rows = results.accuracy_rows(epochs)
     means = {
@@ -122,13 +133,12 @@ def draw(epochs):
     fixed = [n for n in means if n == "uniform" or n.startswith("fixed")]
     line = sorted(means[name] for name in fixed)
     axes.plot(*zip(*line, strict=True), color="0.7", zorder=0)
-    colors = iter(colormaps["Dark2"].colors)
-    for name in means:
-        color = "0.5" if name.startswith("fixed") else next(colors)
+    for name, mean in means.items():
         seeds = [[run["test"][t] for t in TASKS] for run in runs[name].values()]
+        color = COLORS.get(name, "0.5")
         axes.scatter(*zip(*seeds, strict=True), s=10, color=color, alpha=0.5)
         marker = "s" if name in fixed else "o"
-        axes.scatter(*means[name], s=60, color=color, marker=marker, label=name)
+        axes.scatter(*mean, s=60, color=color, marker=marker, label=name)
     for task, along, limits in (
         ("left", axes.axvline, axes.set_xlim),
         ("right", axes.axhline, axes.set_ylim),
@@ -136,12 +146,10 @@ def draw(epochs):
         single, _ = rows[f"single task, {task}"][task]
         along(single, color="0.6", linestyle="--", zorder=0)
         limits(single - 4, single + 1)  # the ends of the line are far off
-    axes.set_title("Dashed: single tasks. Line: fixed weights. Dots: seeds")
+    axes.set_title(f"{epochs} epochs. Dashed: single tasks")
     axes.set_xlabel("left digit, test accuracy in %")
     axes.set_ylabel("right digit, test accuracy in %")
     axes.legend(frameon=False, fontsize="small", loc="lower left")
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=120)
 
 
 def main(argv=None):
@@ -175,7 +183,7 @@ def main(argv=None):
         for name in methods:
             run(name, chosen[name], seed, args.epochs, data)
     print(tables.accuracy())
-    draw(args.epochs)
+    draw()
 
 
 if __name__ == "__main__":

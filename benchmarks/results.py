@@ -27,6 +27,12 @@ def lines(name):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def accuracy_epochs():
+    """The numbers of epochs that were trained for, but for the search."""
+    runs = lines("accuracy.jsonl")
+    return sorted({run["epochs"] for run in runs if not run["search"]})
+
+
 def accuracy_runs(epochs):
     """`{method: {seed: run}}`, at the learning rate that validation chose."""
     of_method = {}

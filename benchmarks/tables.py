@@ -11,7 +11,13 @@ import pathlib
 import re
 import sys
 
-from results import accuracy_rows, conflict_rows, lines, load
+from results import (
+    accuracy_epochs,
+    accuracy_rows,
+    conflict_rows,
+    lines,
+    load,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
@@ -225,10 +231,7 @@ def conflict():
 
 
 def accuracy():
-    """A table for each number of epochs, but those of a shorter search."""
-    runs = lines("accuracy.jsonl")
-    numbers = {run["epochs"] for run in runs if not run["search"]}
-    return "\n\n".join(map(accuracy_of, sorted(numbers)))
+    return "\n\n".join(map(accuracy_of, accuracy_epochs()))
 
 
 def accuracy_of(epochs):

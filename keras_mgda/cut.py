@@ -88,8 +88,10 @@ def _where_tasks_part(
         raise ValueError(
             "A shared representation must exist: a tensor that comes from "
             "trainable layers and leads to every task. Received: a model whose "
-            f"tasks {list(outputs)} have none. Mark what some of them share "
-            "with a `SharedRepresentation` layer when building the model."
+            f"tasks {list(outputs)} have none. If the layers that they share "
+            "are frozen for now, name the last one by `shared=`. Mark what some "
+            "of them share with a `SharedRepresentation` when building the "
+            "model."
         )
     return places
 

@@ -198,6 +198,24 @@ def test_takes_the_layers_that_it_is_told(capsys):
         marked.train_on_batch(*networks.data(marked))
 
 
+def test_encoder_that_is_frozen_for_now_is_named(capsys):
+    inputs, outputs, _ = one_after_the_other()
+    stock = keras.Model(inputs, outputs)
+    encoder = [stock.get_layer(name) for name in "hz"]
+    for layer in encoder:
+        layer.trainable = False
+    with pytest.raises(ValueError, match="frozen for now, name the last one"):
+        MGDAModel.from_model(stock)
+    marked, _ = found_by(stock, capsys, shared="z")
+    for frozen in (True, False):
+        for layer in encoder:
+            layer.trainable = not frozen
+        marked.compile("sgd", loss="mse", run_eagerly=True)
+        before = encoder[0].kernel.numpy()
+        marked.train_on_batch(*networks.data(marked))
+        assert (encoder[0].kernel.numpy() == before).all() == frozen
+
+
 def test_marks_all_outputs_of_a_layer_and_all_its_calls(capsys):
     x = keras.Input((5, 8))
     _, h, c = layers.LSTM(4, return_state=True, name="lstm")(x)
