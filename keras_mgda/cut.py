@@ -89,9 +89,8 @@ def _where_tasks_part(
             "A shared representation must exist: a tensor that comes from "
             "trainable layers and leads to every task. Received: a model whose "
             f"tasks {list(outputs)} have none. If the layers that they share "
-            "are frozen for now, name the last one by `shared=`. Mark what some "
-            "of them share with a `SharedRepresentation` when building the "
-            "model."
+            "are frozen for now, name the last one by `shared=`. What some of "
+            "them share mark with a `SharedRepresentation` when building it."
         )
     return places
 

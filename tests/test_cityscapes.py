@@ -19,6 +19,7 @@ sys.path.insert(0, str(EXAMPLES))
 import cityscapes  # noqa: E402
 import experiment  # noqa: E402
 import resnet  # noqa: E402
+import streets  # noqa: E402
 
 from keras_mgda import serving  # noqa: E402
 
@@ -136,8 +137,8 @@ def test_classes_by_hand():
     }
     ids = np.array(list(table), "uint8").reshape(5, 5)
     expected = np.array(list(table.values())).reshape(5, 5)
-    np.testing.assert_array_equal(cityscapes.classes(ids), expected)
-    every = cityscapes.classes(np.arange(256)).numpy()
+    np.testing.assert_array_equal(streets.classes(ids), expected)
+    every = streets.classes(np.arange(256)).numpy()
     assert sorted(every[every != 255]) == list(range(19))
 
 
@@ -147,7 +148,7 @@ def test_offsets_equal_a_loop(dtype):
     # Stuff, a group of cars, two cars, a bicycle, a caravan.
     choices = [0, 7, 26, 26000, 26001, 33004, 29000]
     ids = rng.choice(choices, size=(9, 14)).astype(dtype)
-    found = cityscapes.offsets(tf.constant(ids)).numpy()
+    found = streets.offsets(tf.constant(ids)).numpy()
     for i, j in np.ndindex(ids.shape):
         if ids[i, j] in (26000, 26001, 33004):
             centre = np.argwhere(ids == ids[i, j]).mean(axis=0)
@@ -159,13 +160,13 @@ def test_offsets_equal_a_loop(dtype):
 
 def test_an_image_without_instances_has_no_offsets():
     ids = tf.constant(np.array([[0, 7], [26, 29001]], "uint16"))
-    assert np.isnan(cityscapes.offsets(ids)).all()
+    assert np.isnan(streets.offsets(ids)).all()
 
 
 def test_offsets_of_a_large_instance_are_exact():
     """Sums of a million coordinates: too many for float32."""
     ids = tf.fill([1024, 2048], 26000)
-    found = cityscapes.offsets(ids).numpy()
+    found = streets.offsets(ids).numpy()
     np.testing.assert_array_equal(found[0, 0], [511.5, 1023.5])
     np.testing.assert_array_equal(found[-1, -1], [-511.5, -1023.5])
 
@@ -173,7 +174,7 @@ def test_offsets_of_a_large_instance_are_exact():
 def test_disparity_by_hand():
     raw = np.array([0, 1, 257, 32_257], "uint16")
     np.testing.assert_array_equal(
-        cityscapes.disparity(raw), np.array([np.nan, 0, 1, 126], "float32")
+        streets.disparity(raw), np.array([np.nan, 0, 1, 126], "float32")
     )
 
 
@@ -189,7 +190,7 @@ def options(**given):
 @pytest.mark.parametrize("split", COUNTS)
 def test_an_image_and_all_of_its_labels(prepared, split):
     folder, scenes = prepared
-    data = cityscapes.load(split, folder, folder / "gtFine")
+    data = streets.load(split, folder, folder / "gtFine")
     seen = []
     for x, y in cityscapes.batches(data, options(batch_size=1)):
         assert x.shape == (1, 64, 128, 3)
@@ -202,10 +203,10 @@ def test_an_image_and_all_of_its_labels(prepared, split):
         seen.append(image_id)
         _, label_ids, instance_ids, raw = scenes[image_id]
         np.testing.assert_array_equal(
-            y["segmentation"][0], cityscapes.classes(label_ids)
+            y["segmentation"][0], streets.classes(label_ids)
         )
         np.testing.assert_array_equal(
-            y["disparity"][0, ..., 0], cityscapes.disparity(raw)
+            y["disparity"][0, ..., 0], streets.disparity(raw)
         )
         assert np.nanmax(y["disparity"]) > 1  # what 8 bits would not hold
         for i, j in np.ndindex(8, 16):
@@ -227,7 +228,7 @@ def test_an_image_and_all_of_its_labels(prepared, split):
 
 def test_without_instances_there_are_two_tasks(prepared):
     folder, _ = prepared
-    data = cityscapes.batches(cityscapes.load("validation", folder), options())
+    data = cityscapes.batches(streets.load("validation", folder), options())
     assert set(data.element_spec[1]) == {"segmentation", "disparity"}
 
 
@@ -250,7 +251,7 @@ def test_configurations_that_hold_other_images_are_refused(prepared, tmp_path):
     with pytest.raises(
         tf.errors.InvalidArgumentError, match="must hold the same images"
     ):
-        list(cityscapes.load("train", tmp_path))
+        list(streets.load("train", tmp_path))
 
 
 def test_mirrored_labels_are_those_of_the_mirrored_scene(tmp_path):
@@ -267,11 +268,11 @@ def test_mirrored_labels_are_those_of_the_mirrored_scene(tmp_path):
             name: Path(write(tmp_path / name, array[:, ::step], dtype))
             for name, (array, dtype) in patches.items()
         }
-        return cityscapes.reduce(
+        return streets.reduce(
             {name: path.read_bytes() for name, path in files.items()}, 64
         )
 
-    x, y = cityscapes.mirror(*reduced(1))
+    x, y = streets.mirror(*reduced(1))
     expected_x, expected = reduced(-1)
     # But for how halves are rounded.
     np.testing.assert_allclose(x, expected_x, atol=1)
@@ -298,7 +299,7 @@ def test_half_of_the_training_images_are_mirrored():
         (image, {"segmentation": image[..., 0]})
     )
     mirrored = 0
-    for x, y in data.repeat(200).map(cityscapes.mirror_half):
+    for x, y in data.repeat(200).map(streets.mirror_half):
         np.testing.assert_array_equal(x[..., 0], y["segmentation"])
         mirrored += int(x[0, 0, 0])
     assert 70 < mirrored < 130
@@ -479,7 +480,7 @@ def test_a_run_reports_its_best_epoch(finished, prepared):
     assert (min(rows)[1], 2) == (line["best_epoch"], line["settings"]["epochs"])
     assert line["images"] == {"train": 4, "held_out": 2, "validation": 2}
     data, _ = prepared
-    examples = cityscapes.load("validation", data, data / "gtFine")
+    examples = streets.load("validation", data, data / "gtFine")
     (batch,) = cityscapes.batches(examples, options())
     model.compile(**cityscapes.compile_options(TASKS, "l1"))
     found = model.evaluate(*batch, verbose=0, return_dict=True)
