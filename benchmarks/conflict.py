@@ -231,14 +231,18 @@ def run(args):
 
 def draw(by_case):
     figure = Figure(figsize=(3.6 * len(by_case), 3.6), layout="constrained")
-    all_axes = figure.subplots(1, len(by_case), sharey=True, squeeze=False)[0]
+    (all_axes,) = figure.subplots(
+        1, len(by_case), sharex=True, sharey=True, squeeze=False
+    )
     for axes, (case, of_methods) in zip(all_axes, by_case.items(), strict=True):
         for method, row in of_methods.items():
             if method in METHODS:
                 share = 100 * row["conflicts"]
                 axes.plot(row["cost"], share, "o", label=method)
         axes.set(title=case, xscale="log", xlabel="time of a step / plain mean")
-        axes.grid(alpha=0.3, which="both")
+        axes.set_xticks((1, 2, 4, 8), labels=("1", "2", "4", "8"))
+        axes.set_xticks((), minor=True)
+        axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("steps in conflict, %")
     all_axes[0].legend(fontsize="x-small")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
