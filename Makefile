@@ -18,7 +18,7 @@ $(VENV)/ready-for-tests: $(VENV)/ready
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/python examples/multi_mnist.py --output docs/figures/local
+	$(BIN)/python examples/multi_mnist.py
 	$(BIN)/python examples/serve.py
 
 # In two parts: XLA keeps memory mapped for all that it compiles, and Linux lets

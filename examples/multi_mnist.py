@@ -8,6 +8,9 @@ accuracy of the tasks on a validation split. The test split serves the table.
 
     python examples/multi_mnist.py
 
+The table and the picture in README.md are made with `--output docs/figures
+--results benchmarks/results`, and benchmarks/tables.py after it.
+
 What to expect is in README.md for scikit-learn's digits, where with 360 digits
 to test on 1 % is four of them, and for MNIST in docs/results.md, with more
 methods (benchmarks/accuracy.py). The paper's gain over the sum, 0.9 % of
@@ -243,7 +246,9 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--learning-rates", type=float, nargs="+")
     parser.add_argument("--images", type=int, help="of each split, at most")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/figures")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs/figures/local"
+    )
     parser.add_argument("--results", type=Path, help="default: --output")
     parser.add_argument(
         "--saved-models", type=Path, default=ROOT / "saved_models"
@@ -273,10 +278,6 @@ def main(argv=None):
         method: [accuracies(run.model, data["test"]) for run in of_seeds]
         for method, of_seeds in runs.items()
     }
-    best = max(runs["MGDA-UB"], key=lambda run: run.accuracy)
-    folder = args.saved_models / "multi_mnist"
-    print("Published:", publish(best.model, data["validation"][0], folder))
-
     times = epoch_times(runs, data, settings.batch_size)
     print("\n" + report.table(scores, rates, times) + "\n")
 
@@ -292,6 +293,10 @@ def main(argv=None):
         runs, settings.epochs, args.output / f"{name}_task_weights.png"
     )
     print(f"Pictures: {args.output}/{name}_*.png")
+
+    best = max(runs["MGDA-UB"], key=lambda run: run.accuracy)
+    folder = args.saved_models / "multi_mnist"
+    print("Published:", publish(best.model, data["validation"][0], folder))
     return runs
 
 

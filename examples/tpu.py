@@ -161,9 +161,10 @@ def main(argv=None):
     )
     print(f"{replicas} replicas, test loss {metrics['loss']:.6f}")
     print("Task weights of the last step:", model.task_weights)
+    tested = len(test[0]) // size * size
     for task in TASKS:
         right = 100 * metrics[f"{task}_accuracy"]
-        print(f"{task}: {right:.2f} % of the test images")
+        print(f"{task}: {right:.2f} % of {tested} test images")
     if writes:
         print("Published:", publish(model, args.saved_models / "tpu"))
 

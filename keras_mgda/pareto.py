@@ -5,7 +5,7 @@ what is better when larger, such as accuracies. NumPy; the plots need
 matplotlib.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def _volume(points: Points, reference: Points) -> float:
 def delta_m(
     results: Mapping[str, float],
     baseline: Mapping[str, float],
-    lower_is_better: Sequence[str] = (),
+    lower_is_better: str | Iterable[str] = (),
 ) -> float:
     """Mean relative change against single-task training, in percent.
 
@@ -130,7 +130,7 @@ def delta_m(
     Args:
         results: `{task: M_t}`, a measure of each task.
         baseline: `{task: B_t}`, the same of the models trained for it alone.
-        lower_is_better: the tasks that are measured by an error.
+        lower_is_better: the task, or tasks, that are measured by an error.
 
     Raises:
         ValueError: if the tasks are not the same, or a baseline is zero.
@@ -144,12 +144,15 @@ def delta_m(
         Maninis et al., 2019. Attentive single-tasking of multiple tasks.
         Equation 4. https://arxiv.org/abs/1904.08918
     """
-    unknown = set(lower_is_better) - set(baseline)
+    lower = [lower_is_better]
+    if not isinstance(lower_is_better, str):
+        lower = list(lower_is_better)
+    unknown = set(lower) - set(baseline)
     if set(results) != set(baseline) or unknown or not baseline:
         raise ValueError(
             "`results` and `baseline` must be of the same tasks, and "
             "`lower_is_better` some of these. Received: "
-            f"{list(results)}, {list(baseline)} and {list(lower_is_better)}."
+            f"{list(results)}, {list(baseline)} and {lower}."
         )
     if not all(baseline.values()):
         raise ValueError(
@@ -157,9 +160,7 @@ def delta_m(
             f"another number. Received: {dict(baseline)}."
         )
     changes = [
-        (-1 if task in lower_is_better else 1)
-        * (results[task] - single)
-        / abs(single)
+        (-1 if task in lower else 1) * (results[task] - single) / abs(single)
         for task, single in baseline.items()
     ]
     return 100 * sum(changes) / len(changes)
@@ -209,17 +210,15 @@ def plot_many(
                 "`task_names` must name every task. Received: "
                 f"{list(task_names)} for points of shape {of_method.shape}."
             )
-        lines = axes.plot(of_method.T, marker=".", alpha=0.6)
-        for line in lines:
-            line.set_color(lines[0].get_color())
-        lines[0].set_label(method)
+        color = axes.plot([], label=method)[0].get_color()
+        axes.plot(of_method.T, marker=".", alpha=0.6, color=color)
     axes.set_xticks(range(len(task_names)), task_names)
     axes.legend(frameon=False)
 
 
 def _checked(points: ArrayLike) -> Points:
     points = np.asarray(points, float)
-    if points.ndim != 2 or not np.isfinite(points).all():
+    if points.ndim != 2 or not points.shape[1] or not np.isfinite(points).all():
         raise ValueError(
             "Points must be a matrix of finite losses, one row for each and "
             f"one column for each task. Received: {points}."

@@ -70,6 +70,13 @@ def test_delta_m_by_hand():
     assert delta_m({"a": -9.0}, {"a": -10.0}) == pytest.approx(10)
 
 
+@pytest.mark.parametrize("lower", [["ab"], ("ab",), "ab", iter(["ab"])])
+def test_delta_m_takes_any_naming_of_tasks(lower):
+    single = {"a": 1.0, "b": 1.0, "ab": 1.0}
+    changed = single | {"ab": 1.3}
+    assert delta_m(changed, single, lower) == pytest.approx(-10)
+
+
 def test_plots_hold_the_points():
     rng = np.random.default_rng(2)
     points = {"sum": rng.random((6, 2)), "MGDA": rng.random((4, 2))}
@@ -84,8 +91,10 @@ def test_plots_hold_the_points():
         assert (np.diff(front[:, 0]) >= 0).all()
         assert (np.diff(front[:, 1]) <= 0).all()
     axes = Figure().subplots()
+    points["none yet"] = np.empty((0, 2))
     plot_many(axes, points, ["left", "right"])
-    assert len(axes.lines) == 10
+    drawn = [line.get_ydata() for line in axes.lines if len(line.get_ydata())]
+    np.testing.assert_array_equal(drawn, np.concatenate([*points.values()]))
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == list(points)
 
@@ -95,6 +104,7 @@ def test_plots_hold_the_points():
     [
         (lambda: pareto_front([1.0, 2.0]), "Points must be a matrix"),
         (lambda: pareto_front([[1.0, np.nan]]), "Points must be a matrix"),
+        (lambda: hypervolume(np.zeros((2, 0)), []), "Points must be a matrix"),
         (lambda: hypervolume([[1.0]], [1.0, 2.0]), "finite loss for each task"),
         (lambda: hypervolume([[1.0]], [np.inf]), "finite loss for each task"),
         (lambda: delta_m({"a": 1.0}, {"b": 1.0}), "of the same tasks"),
