@@ -50,7 +50,8 @@ def join_tasks(
 
     Raises:
         ValueError: if the size of a data set is not known, its elements are no
-            pairs, or for an unknown sampling or a number of epochs below 1.
+            pairs, a batch is larger than all of them, or for an unknown
+            sampling or a number of epochs below 1.
 
     Example:
 
@@ -73,6 +74,11 @@ def join_tasks(
         raise ValueError(
             f"`sampling` must be one of {_SAMPLINGS}, and `epochs` at least 1. "
             f"Received: sampling={sampling!r}, epochs={epochs}."
+        )
+    if not 1 <= batch_size <= sum(sizes):
+        raise ValueError(
+            "`batch_size` must be at least 1, and no more than all data sets "
+            f"hold. Received: {batch_size} for {sum(sizes)} examples."
         )
     steps = sum(sizes) // batch_size
     specs = [dataset.element_spec for dataset in datasets.values()]

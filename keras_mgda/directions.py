@@ -74,6 +74,7 @@ class Direction(NamedTuple):
         task_weights: `[m]`.
         owners: for each variable the index of the one task whose head it is a
             part of; `None` if it is shared, or not reached.
+        readers: for each variable the indices of the tasks that it learns from.
         gram: `[m, m]`, what the task weights were chosen by.
         verification: if the direction was looked at.
     """
@@ -81,6 +82,7 @@ class Direction(NamedTuple):
     gradients: list[Gradient]
     task_weights: tf.Tensor
     owners: list[int | None]
+    readers: list[list[int]]
     gram: tf.Tensor
     verification: Verification | None = None
 
@@ -211,7 +213,17 @@ def with_heads(
     for i, by_task in enumerate(step.direct):
         if shared[i] is None and by_task:
             ((owners[i], gradients[i]),) = by_task.items()
-    return Direction(gradients, task_weights, owners, gram)
+    # What stands before `Z` learns from all tasks; so does what none reaches.
+    before = may_be_encoder(step.recording, step.variables)
+    readers = [
+        list(by_task)
+        if by_task and (owner is not None or not possible)
+        else list(range(step.num_tasks))
+        for possible, owner, by_task in zip(
+            before, owners, step.direct, strict=True
+        )
+    ]
+    return Direction(gradients, task_weights, owners, readers, gram)
 
 
 def _along(

@@ -6,6 +6,7 @@ in `c`, and its own derivative is `J`: so the recorded forward pass serves for
 products `J v`, too, with the same dropout masks and batch statistics.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import keras
@@ -151,10 +152,9 @@ def last_layers(
     Scales and offsets, as of a normalization, are not layers on their own: the
     task gradients of so few variables tell next to nothing of the others.
     """
-    layers: dict[str, list[int]] = {}
-    for i in inside:
-        layers.setdefault(layer_of(variables[i]), []).append(i)
-    ordered = list(layers.values())
+    # Runs of variables, for layers of two submodels may have the same path.
+    runs = itertools.groupby(inside, key=lambda i: layer_of(variables[i]))
+    ordered = [list(of_layer) for _, of_layer in runs]
     kernels = [
         place
         for place, of_layer in enumerate(ordered)

@@ -12,7 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mgda.serving import artifact, checks, versions
-from keras_mgda.serving.config import BATCHING, batching_parameters
+from keras_mgda.serving.config import (
+    BATCHING,
+    batching_parameters,
+    is_integer,
+)
 from keras_mgda.serving.inputs import declared_inputs
 from keras_mgda.serving.rows import sample_rows
 from keras_mgda.serving.signatures import (
@@ -74,15 +78,18 @@ def export_saved_model(
             serve, or to a dict of them, served as `<task>_<key>`.
         tasks: The tasks to serve. Defaults to all.
         example_spec: `{input: tf.io.FixedLenFeature}`, for a signature that
-            takes serialized `tf.Example` records.
+            takes serialized `tf.Example` records with features of these names:
+            int64 for integers and bools, float32, or string.
         warmup: Real rows to check and warm up with: `{input: array}`, or one
             array for a single input. By default rows are made up. A subclassed
             model needs them: they tell its inputs, by their keys, or the name
             of the argument of `call`.
         batching: Fields of `batching_params.pbtxt`, see
-            `keras_mgda.serving.batching_parameters`.
+            `keras_mgda.serving.batching_parameters`. Rows must then differ, to
+            show that none depends on another.
         keep: How many versions to keep. Older ones are removed, never the
-            newest and never this one. Defaults to all of them.
+            newest and never this one, but also those that a `models.config`
+            names. Defaults to all of them.
 
     Returns:
         What was written: its path, signatures and sizes. Print it.
@@ -107,7 +114,7 @@ def export_saved_model(
     _check_number("version", version)
     _check_number("keep", keep)
     _check_model(model)
-    versions.refuse_taken(directory, version)
+    versions.free_number(directory, version)
     parameters = None if batching is None else batching_parameters(batching)
     inputs = declared_inputs(model, preprocess, warmup)
     answers = forward(model, inputs, tasks, postprocess)
@@ -120,7 +127,8 @@ def export_saved_model(
         directory.mkdir(parents=True, exist_ok=True)
         with versions.staging(directory) as staged:
             _save(traced, served, staged)
-            write_warmup(staged / WARMUP, directory.resolve().name, requests)
+            name = Path(os.path.abspath(directory)).name
+            write_warmup(staged / WARMUP, name, requests)
             if parameters is not None:
                 (staged / BATCHING).write_text(parameters)
             _check(staged, requests, mixed=batching is not None)
@@ -139,18 +147,23 @@ def export_saved_model(
 
 def _folder_of_versions(directory: str | os.PathLike[str]) -> Path:
     path = Path(directory)
-    if "://" in os.fspath(directory) or (path / artifact.GRAPH).exists():
+    file = os.path.lexists(path) and not path.is_dir()
+    if (
+        file
+        or "://" in os.fspath(directory)
+        or (path / versions.GRAPH).exists()
+    ):
         raise ValueError(
-            "`directory` must be a local folder of versions, not a version and "
-            f"not a URL. Received: {os.fspath(directory)!r}. Publish to a "
-            "local folder; when copying from there, copy saved_model.pb last."
+            "`directory` must be a local folder of versions, not a version, a "
+            f"file, a broken link or a URL. Received: {os.fspath(directory)!r}."
+            " Publish to a local folder; when copying from there, copy "
+            "saved_model.pb last."
         )
     return path
 
 
 def _check_number(name: str, value: int | None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (whole and 0 < value < 2**63):
+    if value is not None and not (is_integer(value) and 0 < value < 2**63):
         raise ValueError(
             f"`{name}` must be a positive 64-bit integer. Received: {value!r}"
         )
@@ -181,7 +194,8 @@ def _requests(
         raise ValueError(
             f"TensorFlow Serving takes {MAX_RECORDS} warm-up requests at most. "
             f"Received: {len(served)} signatures at {len(sizes)} batch sizes. "
-            "Serve fewer `tasks`, or allow fewer batch sizes."
+            "Serve fewer `tasks`, in several models, or allow fewer batch "
+            f"sizes besides {_BATCH_SIZES}, which are always asked."
         )
     requests = []
     for size in sizes:
@@ -253,7 +267,10 @@ def _mixed_rows(requests: Sequence[Request], tolerance: float) -> Iterator[str]:
     """Problems of batching, which puts the rows of many clients together."""
     alone: dict[str, Request] = {}
     mixing = set()
+    shown = set()
     for request in requests:
+        if any((rows != rows[:1]).any() for rows in request.inputs.values()):
+            shown.add(request.signature)
         one = alone.setdefault(request.signature, request)
         for name, array in request.answer.items():
             if checks.difference(array[:1], one.answer[name][:1]) > tolerance:
@@ -263,6 +280,13 @@ def _mixed_rows(requests: Sequence[Request], tolerance: float) -> Iterator[str]:
             f"output {name!r}: with `batching`, the answer to a row must not "
             "depend on other rows. Found: the first row's changes when others "
             "follow. Leave `batching` out, or the operation across the batch."
+        )
+    equal = sorted(alone.keys() - shown)
+    if equal:
+        yield (
+            "with `batching`, rows must differ to show that none depends on "
+            f"another. Found: equal rows for {', '.join(equal)}. Give rows "
+            "that differ as `warmup`."
         )
 
 

@@ -83,18 +83,14 @@ class GradientFork(keras.layers.Layer):
         self.weighting = weighting
         self.supports_masking = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> list[Any]:
-        if training is False:
-            return [tf.identity(inputs) for _ in range(self.num_tasks)]
-        return list(self._fork(inputs))
-
-    def _fork(self, z: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def call(self, inputs: Any) -> list[Any]:
+        # Whether in training or not: who asks for gradients shall get these.
         @tf.custom_gradient
         def fork(z: tf.Tensor) -> tuple[Any, Callable[..., tf.Tensor]]:
             copies = tuple(tf.identity(z) for _ in range(self.num_tasks))
             return copies, self._weighted_sum
 
-        return fork(z)
+        return list(fork(inputs))
 
     def _weighted_sum(self, *gradients: Any) -> tf.Tensor:
         stacked = tf.stack([dense(gradient) for gradient in gradients])

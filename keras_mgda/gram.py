@@ -64,7 +64,9 @@ def jacobian_gram(jacobian: Any) -> tf.Tensor:
             gradient of task `t`; `None` where no task reaches a leaf.
 
     Returns:
-        `[m, m]`, float32, as `gram_matrix` of the rows.
+        `[m, m]`, float32, as `gram_matrix` of the rows. Its range is that of
+        squares: norms beyond 1e19 overflow to infinity, and below 1e-19 they
+        count as zero.
 
     Raises:
         ValueError: If no leaf is a tensor or if their first axes differ.

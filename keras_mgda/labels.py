@@ -51,18 +51,26 @@ def find_labels(
         y_pred: `[b, ..., c]`, predictions; their Keras mask is respected.
         sample_weight: `[b]`, or as the losses; zero means not labelled.
         marker: the value of a missing label, `"nan"` for NaN. A label that has
-            several entries is missing if one of them is. `None` if labels are
-            missing by sample weight and mask alone.
+            several entries is missing if one of them is; none is in a dtype
+            that has no such value. `None` if labels are missing by sample
+            weight and mask alone.
+
+    Raises:
+        ValueError: if the predictions have no axis but that of the batch.
     """
-    present = tf.ones_like(y_true, tf.bool)
-    if marker == "nan" and y_true.dtype.is_floating:
-        present = ~tf.math.is_nan(y_true)
-    elif marker not in (None, "nan"):
-        present = y_true != tf.cast(marker, y_true.dtype)
+    if y_pred.shape.rank < 2:
+        raise ValueError(
+            "With `unlabelled`, the output of a task must have an axis beside "
+            "that of the batch, as `[b, 1]`. Received: an output of shape "
+            f"{y_pred.shape}. Leave out what squeezes it."
+        )
+    present = ~_equals(y_true, marker)
     y_true = tf.where(present, y_true, tf.zeros_like(y_true))
 
     if present.shape.rank == y_pred.shape.rank:
         present = tf.reduce_all(present, axis=-1)
+    if present.shape.is_compatible_with(y_pred.shape[:-1]):
+        present.set_shape(y_pred.shape[:-1])
     mask = tf.cast(present, tf.float32)
     # Keras divides by the number of losses, or of those under its own mask.
     keras_mask = getattr(y_pred, "_keras_mask", None)
@@ -79,6 +87,21 @@ def find_labels(
     count = tf.reduce_sum(mask)
     scaled *= tf.math.divide_no_nan(divisor, count)
     return Labelled(y_true, mask, scaled, count)
+
+
+def _equals(y_true: tf.Tensor, marker: Marker) -> tf.Tensor:
+    """Where labels have the value, which integers may not be able to."""
+    dtype = y_true.dtype
+    nothing = tf.zeros_like(y_true, tf.bool)
+    if marker == "nan":
+        return tf.math.is_nan(y_true) if dtype.is_floating else nothing
+    if marker is None or dtype.is_bool:
+        return nothing
+    if dtype.is_integer and not (
+        dtype.min <= marker <= dtype.max and marker == int(marker)
+    ):
+        return nothing
+    return y_true == tf.cast(marker, dtype)
 
 
 def _expanded(weight: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

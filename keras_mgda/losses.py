@@ -19,10 +19,15 @@ class TaskLoss(keras.losses.Loss):
         task: the task's name.
         loss: what `keras.Model.compile` takes for one output: a name, a
             function or a `keras.losses.Loss`.
+        partly_labelled: whether sample weights leave out what is not
+            labelled. The loss must have a value for each, then.
     """
 
-    def __init__(self, task: str, loss: Any) -> None:
+    def __init__(
+        self, task: str, loss: Any, partly_labelled: bool = False
+    ) -> None:
         self.task = task
+        self.partly_labelled = partly_labelled
         self.loss = loss if _by_shape(loss) else _as_loss(loss)
         super().__init__(
             name=getattr(self.loss, "name", None),
@@ -35,6 +40,8 @@ class TaskLoss(keras.losses.Loss):
         loss = self.loss
         if _by_shape(loss):
             loss = _crossentropy(y_true, y_pred)
+        if self.partly_labelled:
+            self._check_values(loss, y_true, y_pred, sample_weight)
         value = loss(y_true, y_pred, sample_weight)
         if len(value.shape):
             raise ValueError(
@@ -45,6 +52,26 @@ class TaskLoss(keras.losses.Loss):
             )
         step = recording.current()
         return value if step is None else step.mark_task_loss(self.task, value)
+
+    def _check_values(
+        self, loss: keras.losses.Loss, y_true: Any, y_pred: Any, weight: Any
+    ) -> None:
+        """Raises if the sample weights would be broadcast, not multiplied."""
+        y_true, y_pred = (
+            keras.ops.convert_to_tensor(y, loss.dtype) for y in (y_true, y_pred)
+        )
+        shape = tuple(loss.call(y_true, y_pred).shape)
+        expected = tuple(weight.shape)
+        if len(shape) != len(expected) or any(
+            size != other and (size == 1 or None not in (size, other))
+            for size, other in zip(shape, expected, strict=True)
+        ):
+            raise ValueError(
+                "With `unlabelled`, a loss must have a value for each label, "
+                f"here of the shape {expected}. Received: the loss of task "
+                f"'{self.task}', whose values have the shape {shape}. Take the "
+                "mean over the last axis of the predictions alone."
+            )
 
 
 def _by_shape(loss: Any) -> bool:

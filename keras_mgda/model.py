@@ -145,9 +145,10 @@ class MGDAModel(PartlyLabelledModel):
                 one more step, and to log what was found: `conflicts`, the
                 tasks whose loss the direction of the weighting would raise;
                 `corrections`, how often it was mended; `min_cosine`, the
-                smallest cosine with a task gradient that was left (an
-                estimate but for `"parameters"`). Means over the steps. Other
-                than `"verified"` itself, this changes nothing in the steps.
+                smallest cosine with a task gradient that was left (exact
+                with `"parameters"` and a weighting that looks at gradients,
+                else estimated). Means over the steps. Other than `"verified"`
+                itself, this changes nothing in the steps.
             max_corrections: of `"verified"`, in one step.
             update_every: for how many steps the task weights are used. Those in
                 between cost as much as with `"representation"`, whatever
@@ -172,6 +173,7 @@ class MGDAModel(PartlyLabelledModel):
             for name, of_task in tasks.flatten(by_output).items()
             if of_task is not None
         ]
+        partly_labelled = kwargs.get("unlabelled") is not None
         with self.distribute_strategy.scope():
             descent = Descent(
                 self,
@@ -183,7 +185,10 @@ class MGDAModel(PartlyLabelledModel):
                 update_every=update_every,
             )
         super().compile(
-            optimizer, tasks.record_values(by_output), *args, **kwargs
+            optimizer,
+            tasks.record_values(by_output, partly_labelled),
+            *args,
+            **kwargs,
         )
         self.loss = loss
         self._loss_by_output = by_output
@@ -296,7 +301,7 @@ class MGDAModel(PartlyLabelledModel):
             self._apply_where_labelled(
                 gradients,
                 variables,
-                direction.owners,
+                direction.readers,
                 list(recording.num_labels.values()),
             )
             self._descent.note(direction, skips=self._skips_overflow())

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_mgda import recording, tasks
 from keras_mgda.labels import (
+    Labelled,
     Marker,
     check_reductions,
     find_all,
@@ -16,6 +17,7 @@ from keras_mgda.labels import (
 )
 from keras_mgda.replicas import ReplicatedModel, sum_over_replicas
 from keras_mgda.skipped import SkippedSteps
+from keras_mgda.slots import gathers_gradients, variables_of_slots
 
 
 class PartlyLabelledModel(ReplicatedModel):
@@ -36,10 +38,17 @@ class PartlyLabelledModel(ReplicatedModel):
         unlabelled: Any = None,
         **kwargs: Any,
     ) -> None:
+        losses = {
+            task: of_task
+            for task, of_task in tasks.flatten(loss).items()
+            if of_task is not None
+        }
         self._unlabelled: dict[str, Marker] | None = markers_by_task(
-            unlabelled, list(tasks.flatten(loss))
+            unlabelled, list(losses)
         )
-        self._given = {"unlabelled": unlabelled, "metrics": metrics}
+        # Not an attribute, of which Keras would take the metrics once more.
+        given = {"unlabelled": unlabelled, "metrics": metrics}
+        object.__setattr__(self, "_given", given)
         if self._unlabelled is not None:
             if weighted_metrics:
                 raise ValueError(
@@ -47,7 +56,7 @@ class PartlyLabelledModel(ReplicatedModel):
                     "they count the labelled examples, each with weight 1. "
                     f"Received: weighted_metrics={weighted_metrics!r}."
                 )
-            check_reductions(tasks.flatten(loss))
+            check_reductions(losses)
             metrics, weighted_metrics = None, metrics
         super().compile(
             optimizer,
@@ -59,8 +68,12 @@ class PartlyLabelledModel(ReplicatedModel):
             **kwargs,
         )
         with self.distribute_strategy.scope():
-            self._skipped = SkippedSteps(
-                [t for t, of_task in tasks.flatten(loss).items() if of_task]
+            self._skipped = SkippedSteps(list(losses))
+            # For as long as the optimizer gathers gradients.
+            self._had_labels = tf.Variable(
+                tf.zeros([len(losses)], tf.bool),
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -90,7 +103,7 @@ class PartlyLabelledModel(ReplicatedModel):
         step = recording.current()
         if step is not None:
             step.num_labels = {t: found.count for t, found in labels.items()}
-        y = _replaced(y, {t: found.y_true for t, found in labels.items()})
+        y = _with_zeros(y, labels)
         weights = {t: found.sample_weight for t, found in labels.items()}
         trackers = {
             metric.name: (metric, metric.total + 0.0, metric.count + 0.0)
@@ -98,7 +111,7 @@ class PartlyLabelledModel(ReplicatedModel):
             if isinstance(metric, keras.metrics.Mean)
         }
         loss = super().compute_loss(
-            x, y, y_pred, _replaced(y_pred, weights), training
+            x, y, y_pred, _like(y_pred, weights), training
         )
         for task, found in labels.items():
             if f"{task}_loss" in trackers:
@@ -110,8 +123,8 @@ class PartlyLabelledModel(ReplicatedModel):
     ) -> dict[str, Any]:
         if self._unlabelled is not None:
             labels = find_all(self._unlabelled, y, y_pred, sample_weight)
-            y = _replaced(y, {t: found.y_true for t, found in labels.items()})
-            sample_weight = _replaced(
+            y = _with_zeros(y, labels)
+            sample_weight = _like(
                 y_pred, {t: found.mask for t, found in labels.items()}
             )
         return super().compute_metrics(x, y, y_pred, sample_weight)
@@ -120,14 +133,20 @@ class PartlyLabelledModel(ReplicatedModel):
         self,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        owners: Sequence[int | None],
+        readers: Sequence[Sequence[int]],
         num_labels: Sequence[tf.Tensor],
     ) -> None:
         """Applies the gradients, and puts back what has no labels to move it.
 
         A zero gradient is not enough for a variable to stay: momentum and
-        weight decay move it, too. What is shared stays, and the optimizer with
-        it, if no task has a label.
+        weight decay move it, too. Its slots stay as well, or its momentum
+        would fade. The rest of the optimizer stays if no task has a label.
+
+        Args:
+            gradients: of the variables.
+            variables: the trainable variables of the model.
+            readers: for each the tasks that it learns from.
+            num_labels: of each task on this replica; empty if nobody counts.
         """
         if not num_labels:
             self.optimizer.apply(gradients, variables)
@@ -135,20 +154,55 @@ class PartlyLabelledModel(ReplicatedModel):
         if not self.optimizer.built:
             with tf.init_scope():
                 self.optimizer.build(variables)
-        labelled = sum_over_replicas(tf.stack(num_labels)) > 0
-        any_labelled = tf.reduce_any(labelled)
-        by_task = tf.unstack(labelled)
-        moves = [any_labelled if t is None else by_task[t] for t in owners]
-        state = [*variables, *self.optimizer.variables]
-        moves += [any_labelled] * (len(state) - len(moves))
+        has_labels = sum_over_replicas(tf.stack(num_labels)) > 0
+        self._skipped.add_without_labels(~tf.reduce_any(has_labels))
+        slots = self.optimizer.variables
+        state = [*variables, *slots]
         before = [tf.identity(variable.value) for variable in state]
-        self.optimizer.apply(gradients, variables)
+        has_labels = self._apply_gathered(gradients, variables, has_labels)
+        any_labels = tf.reduce_any(has_labels)
+        moves = [
+            tf.reduce_any(tf.gather(has_labels, of_variable))
+            for of_variable in readers
+        ]
+        moves += [
+            any_labels if i is None else moves[i]
+            for i in variables_of_slots(slots, variables)
+        ]
         for variable, value, moved in zip(state, before, moves, strict=True):
             variable.assign(tf.where(moved, variable.value, value))
-        self._skipped.add_without_labels(~any_labelled)
+
+    def _apply_gathered(
+        self,
+        gradients: list[Any],
+        variables: Sequence[keras.Variable],
+        has_labels: tf.Tensor,
+    ) -> tf.Tensor:
+        """Applies the gradients.
+
+        Returns:
+            `[m]`, bool: which tasks had labels since the optimizer last moved
+            the variables. It may gather the gradients of several steps.
+        """
+        num_updates = tf.identity(self.optimizer.iterations)
+        self.optimizer.apply(gradients, variables)
+        if not gathers_gradients(self.optimizer):
+            return has_labels
+        has_labels |= self._had_labels
+        goes_on = num_updates == self.optimizer.iterations
+        self._had_labels.assign(has_labels & goes_on)
+        return has_labels
 
 
-def _replaced(structure: Any, by_name: Mapping[str, Any]) -> Any:
+def _with_zeros(y: Any, labels: Mapping[str, Labelled]) -> Any:
+    """The same labels, with zero for those that are missing."""
+    return tasks.map_named(
+        lambda name, given: labels[name].y_true if name in labels else given, y
+    )
+
+
+def _like(structure: Any, by_name: Mapping[str, Any]) -> Any:
+    """The values in this structure, `None` where there are none."""
     return tasks.map_named(lambda name, _: by_name.get(name), structure)
 
 
@@ -163,5 +217,6 @@ def _recount(
     Keras weighs it by the size of the batch, if that is known at all.
     """
     value = tf.math.divide_no_nan(tracker.total - total, tracker.count - count)
+    num_labels = tf.cast(num_labels, value.dtype)
     tracker.total.assign(total + value * num_labels)
     tracker.count.assign(count + num_labels)

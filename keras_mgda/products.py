@@ -10,7 +10,10 @@ import tensorflow as tf
 def cosines(
     gram: tf.Tensor, task_weights: tf.Tensor, derivatives: tf.Tensor
 ) -> tf.Tensor:
-    """`p_t / (||g_t|| ||d||)`; zero for a task without gradient.
+    """`p_t / (||g_t|| ||d||)`.
+
+    One for a task without gradient, such as one without labels: no direction
+    makes it pay. Zero for the others if the direction is zero.
 
     Args:
         gram: `[m, m]`, float64, that knows `||g_t||`.
@@ -22,7 +25,8 @@ def cosines(
     # No smaller than what the derivative tells of it.
     least = tf.math.divide_no_nan(tf.abs(derivatives), norm)
     norms = tf.maximum(tf.sqrt(tf.linalg.diag_part(gram)), least)
-    return _over(derivatives, norms * norm)
+    of_tasks = _over(derivatives, norms * norm)
+    return tf.where(norms == 0.0, tf.ones_like(of_tasks), of_tasks)
 
 
 def scaled(

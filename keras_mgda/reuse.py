@@ -25,8 +25,9 @@ from keras_mgda.weightings.state import State
 class Reuse:
     """Chooses task weights at the first of every `k` steps, for all of them.
 
-    Weights that are not finite are not kept: the next step chooses again. To a
-    weighting that remembers, a step in between has not been.
+    Weights that are not finite are not kept, nor those of a step in which no
+    task had a gradient: the next step chooses again. To a weighting that
+    remembers, a step in between has not been.
 
     Args:
         update_every: `k`.
@@ -57,22 +58,24 @@ class Reuse:
         kept = self.state.read()
         around = around_representation(step)
 
-        def choose() -> tuple[tf.Tensor, tf.Tensor]:
+        def choose() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             found = mode(step)
-            return found.task_weights, found.gram
+            any_gradient = tf.linalg.trace(found.gram) != 0
+            return found.task_weights, found.gram, any_gradient
 
-        def keep() -> tuple[tf.Tensor, tf.Tensor]:
-            return kept["task_weights"], gram_of_representation(step, around)
+        def keep() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            gram = gram_of_representation(step, around)
+            return kept["task_weights"], gram, tf.constant(True)
 
         num_steps = kept["num_steps"]
         # The weights alone, so that of `choose` nothing else is computed, and
         # both ways go on with the same backward pass.
-        task_weights, gram = tf.cond(
+        task_weights, gram, accepted = tf.cond(
             num_steps % self._update_every == 0, choose, keep
         )
         self.state.update(
             {"task_weights": task_weights, "num_steps": num_steps + 1},
-            tf.constant(True),
+            accepted,
         )
         shared = shared_gradients(step, around, task_weights)
         return with_heads(step, shared, task_weights, gram)

@@ -121,7 +121,7 @@ def mode(
     if isinstance(gradients, str) and gradients in modes:
         return modes[gradients]
     if isinstance(gradients, (list, tuple)) and gradients:
-        find = functools.partial(_named_layers, model, layer_names(gradients))
+        find = functools.partial(_chosen_layers, model, list(gradients))
         return functools.partial(along_layers, find=find)
     raise ValueError(
         f"`gradients` must be one of {sorted(modes)}, or a list of layers of "
@@ -170,41 +170,47 @@ class _LastLayers:
         return chosen
 
 
-def _named_layers(
-    model: keras.Model, names: Sequence[str], step: Step
+def _chosen_layers(
+    model: keras.Model, layers: Sequence[Any], step: Step
 ) -> list[int]:
-    """The trainable variables of layers of the encoder.
-
-    A name is that of a layer of the model, or of one further inside.
+    """The trainable variables of these layers, or names, of the encoder.
 
     Raises:
-        ValueError: if there is no layer of this name, or it has no trainable
-            variable, or one that is not the encoder's.
+        ValueError: if there is no layer of a name, or more than one, or it has
+            no trainable variable, or one that is not the encoder's.
     """
     inside = encoder.indices(step.recording, step.variables)
     found: set[int] = set()
-    for name in names:
-        of_layer = _variables_of(model, name)
-        chosen = [i for i, v in enumerate(step.variables) if v.path in of_layer]
+    for layer, name in zip(layers, layer_names(layers), strict=True):
+        own = set(map(id, _variables_of(model, layer)))
+        chosen = [i for i, v in enumerate(step.variables) if id(v) in own]
         if not chosen or not set(chosen) <= set(inside):
-            layers = dict.fromkeys(
+            names = dict.fromkeys(
                 encoder.layer_of(step.variables[i]) for i in inside
             )
             raise ValueError(
                 "`gradients` must name layers of the encoder that have "
                 f"trainable variables. Received: {name!r}, which "
                 f"{'is in a head' if chosen else 'has none'}. "
-                f"The encoder's are {list(layers)}."
+                f"The encoder's are {list(names)}."
             )
         found.update(chosen)
     return sorted(found)
 
 
-def _variables_of(model: keras.Model, name: str) -> set[str]:
-    """The paths of a layer's trainable variables."""
-    for layer in model.layers:
-        if layer.name == name:
-            return {v.path for v in layer.trainable_variables}
-    return {
-        v.path for v in model.trainable_variables if name in v.path.split("/")
-    }
+def _variables_of(model: keras.Model, layer: Any) -> list[keras.Variable]:
+    """The trainable variables of a layer, or of the one with this name."""
+    if isinstance(layer, keras.layers.Layer):
+        return layer.trainable_variables
+    for of_model in model.layers:
+        if of_model.name == layer:
+            return of_model.trainable_variables
+    # One further inside. Submodels may hold layers of the same path.
+    found = [v for v in model.trainable_variables if layer in v.path.split("/")]
+    if len({v.path for v in found}) < len(found):
+        raise ValueError(
+            "A name in `gradients` must be that of one layer. Received: "
+            f"{layer!r}, of which the model holds several. Pass the layer "
+            "itself, or give it another name."
+        )
+    return found

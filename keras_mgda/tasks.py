@@ -52,10 +52,12 @@ def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
     return loss
 
 
-def record_values(loss: Mapping[str, Any]) -> dict[str, Any]:
+def record_values(
+    loss: Mapping[str, Any], partly_labelled: bool = False
+) -> dict[str, Any]:
     """The same losses, each telling the training step its value."""
     return map_named(
-        lambda task, of_task: of_task and TaskLoss(task, of_task), loss
+        lambda t, loss: loss and TaskLoss(t, loss, partly_labelled), loss
     )
 
 

@@ -133,6 +133,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match="`epochs` at least 1"):
             datasets.join_tasks(tables(), 4, epochs=0)
 
+    @pytest.mark.parametrize("batch_size", [0, sum(SIZES.values()) + 1])
+    def test_batches_that_cannot_be_filled(self, batch_size):
+        with pytest.raises(ValueError, match="no more than all data sets hold"):
+            datasets.join_tasks(tables(), batch_size)
+
     @pytest.mark.parametrize(
         "spoil",
         [

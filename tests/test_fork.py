@@ -116,7 +116,8 @@ def test_under_a_loss_scale(data):
     )
 
 
-def test_in_a_hand_written_loop(data):
+@pytest.mark.parametrize("how", [{}, {"training": True}, {"training": False}])
+def test_in_a_hand_written_loop(data, how):
     """One step by a tape, against one by `MGDAModel`."""
     x, y = data
     model, other = forked(), marked()
@@ -124,7 +125,7 @@ def test_in_a_hand_written_loop(data):
     other.train_on_batch(x, y)
 
     with tf.GradientTape() as tape:
-        y_pred = model(x)
+        y_pred = model(x, **how)
         loss = tf.add_n(
             [
                 tf.reduce_mean(keras.losses.get(LOSS[t])(y[t], y_pred[t]))

@@ -146,6 +146,126 @@ def test_a_task_without_labels_takes_no_part(optimizer, gradients):
     np.testing.assert_allclose(sum(weights.values()), 1.0, rtol=1e-6)
 
 
+# A head is labelled in the steps 0, 3, 4 and 7 of these.
+LABELLED = [True, False, False, True, True, False, False, True]
+
+
+def heads_after(steps, make):
+    """On a frozen encoder, with "a" always labelled, and "b" where `steps` says
+    so; `None` makes no step."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = keras.Input((6,))
+    z = layers.Dense(5, trainable=False)(x)
+    z = keras_mgda.SharedRepresentation()(z)
+    model = keras_mgda.MGDAModel(
+        x, {task: layers.Dense(2, name=task)(z) for task in "ab"}
+    )
+    model.compile(
+        make(), {"a": "mse", "b": "mse"}, unlabelled="nan", weighting="uniform"
+    )
+    for has_labels in steps:
+        x = rng.normal(size=(4, 6)).astype("float32")
+        y = {t: rng.normal(size=(4, 2)).astype("float32") for t in "ab"}
+        if has_labels is None:
+            continue
+        if not has_labels:
+            y["b"][:] = np.nan
+        model.train_on_batch(x, y)
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    return {task: model.get_layer(task).kernel.numpy() for task in "ab"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.RMSprop(0.01, weight_decay=0.1),
+        lambda: keras.optimizers.Adagrad(0.1),
+        lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.8),
+        lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.1, momentum=0.9)
+        ),
+    ],
+    ids=["momentum", "rmsprop", "adagrad", "ema", "loss scale"],
+)
+def test_a_head_goes_as_if_there_were_only_its_labelled_steps(make):
+    """Its momentum does not fade, nor does its average follow."""
+    often = heads_after(LABELLED, make)
+    alone = heads_after([x or None for x in LABELLED], make)
+    np.testing.assert_allclose(often["b"], alone["b"], rtol=1e-5, atol=1e-6)
+    assert np.abs(often["a"] - alone["a"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("steps", [[True, False], [False, True]], ids=str)
+def test_gradients_that_are_gathered_are_not_lost(steps):
+    """Of two steps that make one update the head learns from one."""
+
+    def gathers():
+        return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+
+    def half_as_fast():
+        return keras.optimizers.SGD(0.05)
+
+    gathered = heads_after([*steps, *steps], gathers)["b"]
+    start = heads_after([], gathers)["b"]
+    one = heads_after([x or None for x in steps], half_as_fast)["b"]
+    two = [x or None for x in [*steps, *steps]]
+    np.testing.assert_allclose(
+        gathered, heads_after(two, half_as_fast)["b"], rtol=1e-5
+    )
+    assert np.abs(one - start).max() > 1e-3
+
+
+def test_what_two_tasks_share_stays_when_neither_has_labels():
+    inputs = keras.Input((6,))
+    z = keras_mgda.SharedRepresentation()(layers.Dense(5)(inputs))
+    both = layers.Dense(4, name="both")(z)
+    outputs = {task: layers.Dense(1)(both) for task in "ab"}
+    outputs["c"] = layers.Dense(1)(z)
+    model = keras_mgda.MGDAModel(inputs, outputs)
+    model.compile(
+        keras.optimizers.AdamW(0.01), dict.fromkeys("abc", "mse"), unlabelled=-1
+    )
+    y = {task: np.zeros((4, 1), "float32") for task in "abc"}
+    nothing = np.full((4, 1), -1.0, "float32")
+    for missing, moves in (("", True), ("ab", False), ("a", True)):
+        before = [v.numpy() for v in model.get_layer("both").weights]
+        of_batch = y | dict.fromkeys(missing, nothing)
+        model.train_on_batch(np.ones((4, 6), "float32"), of_batch)
+        for old, variable in zip(
+            before, model.get_layer("both").weights, strict=True
+        ):
+            assert (old != variable.numpy()).any() == moves
+
+
+def test_an_output_that_is_no_task_needs_no_labels():
+    data, (x, y) = Data(), (Data().x, Data().full)
+    model = build()
+    loss = {**LOSS, "weighted": None}
+    model.compile("sgd", loss, unlabelled={"value": "nan", "digit": -1})
+    del y["weighted"]
+    history = model.fit(x, y, verbose=0).history
+    assert "weighted_loss" not in history
+    model.compile("sgd", loss, unlabelled="nan", metrics={"weighted": "mae"})
+    logs = model.evaluate(x, data.full, verbose=0, return_dict=True)
+    error = model.predict(x, verbose=0)["weighted"] - data.full["weighted"]
+    np.testing.assert_allclose(
+        logs["weighted_mae"], np.abs(error).mean(), rtol=1e-5
+    )
+
+
+def test_in_float64():
+    keras.config.set_floatx("float64")
+    try:
+        data, model = Data(), compiled()
+        x, y, sample_weight = data.part(0, 16)
+        logs = model.evaluate(*(x, y, 8, 0, sample_weight), return_dict=True)
+        assert np.isfinite(list(logs.values())).all()
+    finally:
+        keras.config.set_floatx("float32")
+
+
 def test_a_batch_without_labels_does_not_enter_the_logged_loss():
     data = Data()
     data.present["value"][8:16] = False
@@ -275,9 +395,28 @@ class TestFindLabels:
                 logs[f"{task}_loss"], (error[counts] ** 2).mean(), rtol=1e-5
             )
 
-    def test_integers_have_no_nan(self):
-        found = find_labels(tf.constant([1, 2]), tf.zeros((2, 3)), None, "nan")
-        np.testing.assert_array_equal(found.mask, [1.0, 1.0])
+    @pytest.mark.parametrize(
+        ("dtype", "marker", "present"),
+        [
+            ("int32", "nan", [1, 1, 1]),
+            ("int32", -1, [1, 1, 0]),
+            ("int32", 0.5, [1, 1, 1]),
+            ("uint8", -1, [1, 1, 1]),
+            ("uint8", 255, [1, 1, 0]),
+            ("bool", -1, [1, 1, 1]),
+            ("bool", 0, [1, 1, 1]),
+            ("float32", 0.1, [1, 1, 1]),
+            ("float32", -1, [1, 1, 0]),
+        ],
+    )
+    def test_only_what_a_dtype_can_hold_is_missing(
+        self, dtype, marker, present
+    ):
+        """A marker is not made into a label that means something."""
+        last = 255 if dtype == "uint8" else -1
+        y_true = tf.constant(np.array([0, 1, last]).astype(dtype))
+        found = find_labels(y_true, tf.zeros((3, 3)), None, marker)
+        np.testing.assert_array_equal(found.mask, present)
 
 
 class TestBadInput:
@@ -298,6 +437,39 @@ class TestBadInput:
         loss = {**LOSS, "value": keras.losses.MeanSquaredError("sum")}
         with pytest.raises(ValueError, match="'sum' for task 'value'"):
             build().compile("sgd", loss, unlabelled="nan")
+
+    def test_an_output_without_an_axis_of_its_own(self):
+        with pytest.raises(
+            ValueError, match=r"axis beside.*Received: .*\(4,\)"
+        ):
+            find_labels(tf.zeros(4), tf.zeros(4), None, "nan")
+
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda y_true, y_pred: keras.ops.mean((y_true - y_pred) ** 2),
+            keras.losses.Dice(),
+            lambda y_true, y_pred: keras.ops.mean(
+                (y_true - y_pred) ** 2, [1, 2]
+            ),
+        ],
+        ids=["function", "class", "of an image"],
+    )
+    @pytest.mark.parametrize("run_eagerly", [False, True])
+    def test_a_loss_that_mixes_labels(self, loss, run_eagerly):
+        inputs = keras.Input((4, 6))
+        z = keras_mgda.SharedRepresentation()(layers.Dense(3)(inputs))
+        outputs = {task: layers.Dense(2)(z) for task in "ab"}
+        model = keras_mgda.MGDAModel(inputs, outputs)
+        model.compile(
+            "sgd", {"a": loss, "b": "mse"}, unlabelled="nan",
+            run_eagerly=run_eagerly,
+        )  # fmt: skip
+        y = {task: np.zeros((4, 4, 2)) for task in "ab"}
+        with pytest.raises(
+            ValueError, match=r"a value for each label.*task 'a'"
+        ):
+            model.fit(np.ones((4, 4, 6)), y, verbose=0)
 
     def test_a_task_that_the_labels_do_not_name(self):
         model, data = compiled(), Data()

@@ -146,6 +146,14 @@ def test_weights_that_are_not_finite_are_not_kept():
     assert np.any(after[2] != after[3])
 
 
+def test_weights_of_a_step_without_labels_are_not_kept():
+    kept, other = (model(3, unlabelled="nan") for _ in range(2))
+    x, y = networks.data(kept)
+    nothing = {task: np.full_like(labels, np.nan) for task, labels in y.items()}
+    kept.train_on_batch(x, nothing)
+    np.testing.assert_array_equal(train(kept), train(other))
+
+
 @pytest.mark.parametrize("update_every", [0, -1, 1.5, True, None])
 def test_update_every_is_a_number_of_steps(update_every):
     with refused("`update_every` must be a whole number of steps"):

@@ -66,9 +66,21 @@ def instructions(step, batch):
             yield "eigh" if EIGENVALUES in line else match[2], line
 
 
+# Each weighting always in one mode, and each mode with half of them.
+ALWAYS = {
+    (weighting, runs.MODES[i % 2])
+    for i, weighting in enumerate(runs.WEIGHTINGS)
+} | {("mgda", mode) for mode in runs.MODES}
+
+
 @pytest.mark.parametrize(
     ("case", "policy"),
-    [(case, "float32") for case in runs.CASES]
+    [
+        pytest.param(
+            case, "float32", marks=() if case in ALWAYS else pytest.mark.slow
+        )
+        for case in runs.CASES
+    ]
     + [(("mgda", mode), "mixed_bfloat16") for mode in runs.MODES],
 )
 def test_step_is_one_static_xla_program(case, policy):

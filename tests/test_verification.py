@@ -273,12 +273,18 @@ def test_cosines_where_the_direction_is_rounded_to_nothing():
 
 def test_nothing_to_divide_by():
     zeros = tf.zeros([2, 2], tf.float64), *[tf.zeros([2], tf.float64)] * 2
-    for function in (
-        products.scaled,
-        products.corrected,
-        products.cosines,
-    ):
+    for function in (products.scaled, products.corrected):
         assert not function(*zeros).numpy().any()
+
+
+def test_a_task_without_gradient_is_not_made_to_pay():
+    gram = tf.constant(np.diag([2.0, 0.0, 1.0]))
+    w, p = tf.constant([0.5, 0.0, 0.5], tf.float64), [1.0, 0.0, -0.25]
+    found = products.cosines(gram, w, tf.constant(p, tf.float64))
+    assert found[0] > 0 > found[2]
+    assert found[1] == 1
+    zeros = tf.zeros([2, 2], tf.float64), *[tf.zeros([2], tf.float64)] * 2
+    np.testing.assert_array_equal(products.cosines(*zeros), [1.0, 1.0])
 
 
 def _gram(rng, m):
@@ -335,6 +341,50 @@ def test_gram_matrix_is_that_of_the_layers(gradients, variables):
     np.testing.assert_allclose(gram, expected, rtol=1e-4, atol=1e-7)
 
 
+def of_blocks(names, choose):
+    """The Gram matrix that is seen in an encoder of three like blocks."""
+    keras.utils.set_random_seed(0)
+    x = z = keras.Input((5,))
+    blocks = []
+    for name in names:
+        h = keras.Input((5,))
+        y = layers.Dense(5, "tanh", name=f"{name}first")(h)
+        blocks.append(keras.Model(h, layers.Dense(5, name=f"{name}second")(y)))
+        z = blocks[-1](z)
+    z = SharedRepresentation()(z)
+    model = MGDAModel(x, {t: layers.Dense(1)(z) for t in "ab"})
+    weighting = networks.Constant([0.5, 0.5])
+    model.compile(
+        "sgd",
+        {"a": "mse", "b": "mae"},
+        weighting=weighting,
+        gradients=choose(blocks),
+        run_eagerly=True,
+    )
+    model.train_on_batch(*networks.data(model))
+    return weighting.calls[0][0]
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda blocks: [blocks[1].layers[2]],
+        lambda blocks: [blocks[0].layers[1], blocks[2]],
+        lambda blocks: "last",
+    ],
+    ids=["layer", "layer and block", "last"],
+)
+def test_submodels_may_hold_layers_of_the_same_name(choose):
+    np.testing.assert_allclose(
+        of_blocks(("", "", ""), choose), of_blocks("uvw", choose), rtol=1e-5
+    )
+
+
+def test_a_name_of_several_layers_is_refused():
+    with refused("that of one layer. Received: 'second', of which"):
+        of_blocks(("", ""), lambda _: ["second"])
+
+
 def test_what_comes_around_the_representation_is_seen():
     weighting = networks.Constant([1.0] * 5)
     _, exact, _, _ = step(
@@ -379,6 +429,7 @@ def test_normalizations_are_not_layers_on_their_own(capsys):
         (["head_a"], r"Received: 'head_a', which is in a head.*'first'"),
         (["relu"], r"Received: 'relu', which has none"),
         (["no such"], r"Received: 'no such', which has none"),
+        ([layers.Dense(1, name="other")], r"Received: 'other', which has none"),
         ([], r"a list of layers of the encoder. Received: \[\]"),
         ("everything", "Received: 'everything'"),
     ],

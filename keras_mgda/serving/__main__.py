@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from keras_mgda.serving import artifact, checks, config, versions
+from keras_mgda.serving import artifact, checks, config, versions, warmup
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"- {problem}")
     if problems:
         return 1
+    _print_uncompared(shown)
     print("It passes the checks. To serve it and to ask it:")
     print(config.docker_command(shown))
     for signature in shown.signatures:
         print(config.curl_command(shown, signature))
     return 0
+
+
+def _print_uncompared(shown: artifact.Artifact) -> None:
+    requests = warmup.read(shown.path / warmup.PATH)
+    compared = {request.signature for request in requests if request.answer}
+    uncompared = [name for name in shown.signatures if name not in compared]
+    if uncompared:
+        print(
+            "Not compared with the model's answers, which are stored up to "
+            f"{warmup.LARGEST_ANSWER // 2**10} KiB: {', '.join(uncompared)}."
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-GRAPH = "saved_model.pb"
+from keras_mgda.serving.versions import GRAPH
 
 _INITIALIZER = "__saved_model_init_op"
 
@@ -88,7 +88,7 @@ def read(path: str | os.PathLike[str]) -> Artifact:
             if name != _INITIALIZER
         },
         graph_bytes=(path / GRAPH).stat().st_size,
-        weights_bytes=_weights_bytes(path),
+        weights_bytes=_weights_bytes(path, meta_graph),
         total_bytes=sum(
             f.stat().st_size for f in path.rglob("*") if f.is_file()
         ),
@@ -111,7 +111,6 @@ def loaded(
         file.tensor_info.name: str(artifact.path / "assets" / file.filename)
         for file in meta_graph.asset_file_def
     }
-    initializer = meta_graph.signature_def[_INITIALIZER].outputs[_INITIALIZER]
     graph = tf.Graph()
     # Only what a request needs is placed and optimized, a quarter faster.
     config = tf.compat.v1.ConfigProto()
@@ -120,8 +119,12 @@ def loaded(
     with contextlib.closing(session):
         with graph.as_default():
             saver = tf.compat.v1.train.import_meta_graph(meta_graph)
-            saver.restore(session, str(_weights(artifact.path)))
-        session.run(initializer.name, assets)
+            if saver is not None:  # It has variables.
+                saver.restore(session, str(_weights(artifact.path)))
+        # `[...]` would add it, and TensorFlow 1 writes none.
+        if _INITIALIZER in meta_graph.signature_def:
+            initialize = meta_graph.signature_def[_INITIALIZER]
+            session.run(initialize.outputs[_INITIALIZER].name, assets)
 
         def answer(
             signature: str, inputs: Mapping[str, np.ndarray]
@@ -151,7 +154,9 @@ def _serving_graph(file: Path) -> Any:
     return saved.meta_graphs[tags.index({"serve"})]
 
 
-def _weights_bytes(path: Path) -> int:
+def _weights_bytes(path: Path, meta_graph: Any) -> int:
+    if not meta_graph.HasField("saver_def"):  # It has no variables.
+        return 0
     try:
         checkpoint = tf.train.load_checkpoint(str(_weights(path)))
     except (ValueError, tf.errors.OpError) as error:

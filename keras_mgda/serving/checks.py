@@ -5,28 +5,24 @@ finds: what must hold, what was found, how to mend it.
 """
 
 import contextlib
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.serving import warmup
+from keras_mgda.serving import operations, warmup
 from keras_mgda.serving.artifact import Artifact, loaded
-from keras_mgda.serving.graph_def import by_name, called_functions
+from keras_mgda.serving.inputs import HALF, MADE_UP
 
-_MADE_UP_NAME = re.compile(r"(keras_tensor|input_layer|args|output)(_\d+)*")
+# What TensorFlow Serving reads from JSON and writes to it.
+_JSON = {
+    *(tf.float32, tf.float64, tf.bool, tf.string),
+    *(tf.int8, tf.int16, tf.int32, tf.int64),
+    *(tf.uint8, tf.uint32, tf.uint64),
+}
 
-_PYTHON = re.compile("PyFunc|PyFuncStateless|EagerPyFunc")
-_WRITES = re.compile(
-    r"Assign\w*VariableOp|ResourceScatter\w+|LookupTable(Insert|Remove)V2"
-)
-
-_FALSE = tf.compat.v1.AttrValue(b=False)
-
-# How far an answer may be from the model's, relative to the greatest value.
+# How far an answer may be from the model's, relative to the size of the values.
 # Graph optimizers reorder sums; half precision keeps 8 to 11 bits of a number.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 3e-2
@@ -47,7 +43,10 @@ def problems(
         A sentence for each problem, empty if it passes. The warm-up requests
         are run only if the signatures and the graph are in order.
     """
-    found = [*_signatures(artifact), *_operations(artifact)]
+    # Signatures share tensors: what is wrong with one is told once.
+    found = list(
+        dict.fromkeys([*_signatures(artifact), *operations.problems(artifact)])
+    )
     if found:
         return found
     try:
@@ -65,20 +64,24 @@ def _signatures(artifact: Artifact) -> Iterator[str]:
             "A request without a signature name asks 'serving_default'. "
             f"Found: {list(artifact.signatures)}."
         )
-    tensors = {}
     for name, signature in artifact.signatures.items():
         sides = {"input": signature.inputs, "output": signature.outputs}
         for side, specs in sides.items():
             if not specs:
                 yield f"{name}: it must have an {side}. Found: none."
-            tensors.update({(side, key): specs[key] for key in specs})
-    for (side, key), spec in tensors.items():
-        for problem in _tensor(key, spec):
-            yield f"{side} {key!r}: {problem}"
+            for key, spec in specs.items():
+                for problem in _tensor(key, spec):
+                    yield f"{side} {key!r}: {problem}"
 
 
 def _tensor(name: str, spec: tf.TensorSpec) -> Iterator[str]:
-    if _MADE_UP_NAME.fullmatch(name):
+    if not spec.name:  # It is several tensors in the graph.
+        yield (
+            "it must be dense. Found: a sparse or ragged tensor. Convert it "
+            "in the model, as with tf.sparse.to_dense."
+        )
+        return
+    if MADE_UP.fullmatch(name):
         yield (
             "it must have a name that says what it is. Found: one that was "
             "made up. Name the inputs and answer a dict of named outputs."
@@ -94,82 +97,10 @@ def _tensor(name: str, spec: tf.TensorSpec) -> Iterator[str]:
             f"{spec.shape}, with the batch baked in. Build the model without "
             "`batch_size`, and reshape with -1 in the place of the batch."
         )
-    if spec.dtype in (tf.float16, tf.bfloat16):
+    if spec.dtype not in _JSON:
         yield (
-            "REST has no half precision. Found: "
-            f"{spec.dtype.name}. Cast it to float32."
-        )
-
-
-def _operations(artifact: Artifact) -> Iterator[str]:
-    nodes, functions = _reached(artifact)
-    compiled = [node.name for node in nodes if _must_compile(node)]
-    compiled += [name for name, f in functions.items() if _must_compile(f)]
-    if compiled:
-        yield (
-            "TensorFlow Serving fails on what only XLA can run, unless it was "
-            f"started for it. Found: {_listed(compiled)}, made by "
-            "tf.function(jit_compile=True). Drop jit_compile there; "
-            "model.compile(jit_compile=True) may stay."
-        )
-    python = [node.name for node in nodes if _PYTHON.fullmatch(node.op)]
-    if python:
-        yield (
-            f"TensorFlow Serving has no Python. Found: {_listed(python)}, made "
-            "by tf.py_function or tf.numpy_function. Replace them by "
-            "TensorFlow operations, or do that work in the client."
-        )
-    writes = [node.name for node in nodes if _WRITES.fullmatch(node.op)]
-    if writes:
-        yield (
-            "An answer must not depend on earlier requests. Found: "
-            f"{_listed(writes)}, which change state. Build the model with "
-            "layers that keep none, as stateful=False."
-        )
-    yield from _unread_weights(artifact, {node.name for node in nodes})
-
-
-def _reached(artifact: Artifact) -> tuple[list[Any], dict[str, Any]]:
-    """The nodes and functions on which some signature's answer depends."""
-    graph = artifact.meta_graph.graph_def
-    nodes = {node.name: node for node in graph.node}
-    served: dict[str, Any] = {}
-    pending = [
-        spec.name
-        for signature in artifact.signatures.values()
-        for spec in signature.outputs.values()
-    ]
-    while pending:
-        name = pending.pop().lstrip("^").split(":")[0]
-        if name not in served:
-            served[name] = nodes[name]
-            pending.extend(nodes[name].input)
-    functions = called_functions(
-        served.values(), by_name(graph.library.function)
-    )
-    inner = (node for f in functions.values() for node in f.node_def)
-    return [*served.values(), *inner], functions
-
-
-def _must_compile(called: Any) -> bool:
-    # `attr[...]` would add the attribute.
-    return called.attr.get("_XlaMustCompile", _FALSE).b
-
-
-def _unread_weights(artifact: Artifact, reached: set[str]) -> Iterator[str]:
-    stored = artifact.weights_bytes
-    read = sum(
-        tf.as_dtype(node.attr["dtype"].type).size
-        * (tf.TensorShape(node.attr["shape"].shape).num_elements() or 0)
-        for node in artifact.meta_graph.graph_def.node
-        if node.op == "VarHandleOp" and node.name in reached
-    )
-    if stored - read > 0.1 * stored:
-        yield (
-            f"Weights must be stored once. Found: {stored} bytes of weights of "
-            f"which the signatures read {read}. model.export() stores each "
-            "weight twice, and the server loads both: publish with "
-            "keras_mgda.export_saved_model."
+            "REST must know its dtype. Found: "
+            f"{spec.dtype.name}. Cast it, as to float32 or int32."
         )
 
 
@@ -232,16 +163,17 @@ def _answer(
         if not error <= allowed:  # NaN is an error.
             yield (
                 "it must be what the Keras model answers. Found: a difference "
-                f"of {error:.1e}, relative to the greatest value. Look for "
-                "layers that draw random numbers, or that are in training "
-                "mode whatever `training` says."
+                f"of {error:.1e}, relative to the size of the values. Look for "
+                "layers that are in training mode whatever `training` says. If "
+                "the answer is zero but for rounding, give rows of real data "
+                "as `warmup`."
             )
 
 
 def tolerance(artifact: Artifact) -> float:
     """The greatest `difference` that rounding explains."""
-    half = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
-    nodes, _ = _reached(artifact)
+    half = {dtype.as_datatype_enum for dtype in HALF}
+    nodes, _ = operations.reached(artifact)
     types = {a.type for node in nodes for a in node.attr.values()}
     # Graphics cards multiply float32 with the precision of float16.
     if half & types or tf.config.list_physical_devices("GPU"):
@@ -250,25 +182,26 @@ def tolerance(artifact: Artifact) -> float:
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """How far `found` is from `expected`, as a part of the greatest value.
+    """How far `found` is from `expected`, relative to the size of the values.
+
+    The size is the value's own or, since a value that cancels is no measure of
+    its own rounding, that of the others if it is greater: the greatest, cut at
+    four medians of those that differ, or at 1. So a mask of -1e9, which is
+    equal to the last bit, does not hide the rest.
 
     For what is no number, the part that differs, less the one in a hundred
     that rounding may turn in ties, as in an argmax over pixels.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return np.inf
-    if not found.size:
+    differ = found != expected
+    if not differ.any():
         return 0.0
-    if found.dtype.kind not in "fc":
-        return max(0.0, float(np.mean(found != expected)) - 0.01)
-    same = found == expected  # Infinite logits, that mask a class, too.
-    distance = np.where(same, 0.0, np.abs(found - np.where(same, 0, expected)))
-    greatest = np.max(np.abs(expected), where=np.isfinite(expected), initial=0)
-    # An answer that cancels to nothing is no measure of its own rounding.
-    return float(np.max(distance) / (greatest + 1e-3))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names of many."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    if found.dtype.kind != "f":
+        return max(0.0, float(np.mean(differ)) - 0.01)
+    size = np.abs(np.where(np.isfinite(expected), expected, 0))
+    others = min(np.max(size), max(1, 4 * np.median(size[differ])))
+    # Nothing but zeros may be expected, and anything found.
+    with np.errstate(all="ignore"):
+        distance = np.abs(found[differ] - expected[differ])
+        return float(np.max(distance / np.maximum(size[differ], others)))

@@ -3,9 +3,10 @@
 import base64
 import dataclasses
 import json
+import operator
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -50,17 +51,16 @@ def batching_parameters(batching: Mapping[str, Any]) -> str:
     batching_parameters({"max_batch_size": 8, "allowed_batch_sizes": [1, 8]})
     ```
     """
+    for name, value in batching.items():
+        if not _may_be(name, value):
+            raise ValueError(
+                f"`batching` takes integers for {', '.join(_BATCHING_FIELDS)}, "
+                "a list of them for allowed_batch_sizes, and a bool for "
+                f"pad_variable_length_inputs. Received: {name}={value!r}."
+            )
     fields = dict(batching)
     sizes = list(fields.pop("allowed_batch_sizes", []))
     pad = fields.pop("pad_variable_length_inputs", None)
-    for name, value in fields.items():
-        least = _BATCHING_FIELDS.get(name)
-        if least is None or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`batching` takes {', '.join(_BATCHING_FIELDS)}, "
-                "allowed_batch_sizes and pad_variable_length_inputs, and "
-                f"integers that make sense. Received: {name}={value!r}."
-            )
     ascending = all(a < b for a, b in zip([0, *sizes], sizes, strict=False))
     if sizes and not (ascending and sizes[-1] == fields.get("max_batch_size")):
         raise ValueError(
@@ -70,8 +70,27 @@ def batching_parameters(batching: Mapping[str, Any]) -> str:
     lines = [f"{name} {{ value: {value} }}" for name, value in fields.items()]
     lines += [f"allowed_batch_sizes: {size}" for size in sizes]
     if pad is not None:
-        lines.append(f"pad_variable_length_inputs: {str(bool(pad)).lower()}")
+        lines.append(f"pad_variable_length_inputs: {str(pad).lower()}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether this is an integer of any kind, and no bool."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _may_be(name: str, value: Any) -> bool:
+    """Whether a field of `BatchingParameters` can have this value."""
+    if name == "pad_variable_length_inputs":
+        return isinstance(value, bool)
+    if name == "allowed_batch_sizes":
+        return isinstance(value, Collection) and all(map(is_integer, value))
+    least = _BATCHING_FIELDS.get(name)
+    return least is not None and is_integer(value) and value >= least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +100,8 @@ class ServedModel:
     Attributes:
         name: What clients call it.
         base_path: Its folder of versions, as the server sees it.
-        versions: The versions to serve. Empty is the newest, and those that
-            have labels.
+        versions: The versions to serve. Empty is those that have labels, or,
+            without labels, the newest.
         labels: `{label: version}`, as `{"stable": 1, "canary": 2}`. Clients
             ask for a label, and rolling back is moving it.
     """
@@ -168,11 +187,12 @@ def docker_command(
             folder is in `/models` for the server, and changes of the file are
             taken over within seconds.
     """
-    base = artifact.path.resolve().parent
+    base = _folder_of_versions(artifact)
     command = ["docker", "run", "--rm", "-p", "8500:8500", "-p", "8501:8501"]
     if models_config is None:
         command += [
-            *("--mount", f"type=bind,source={base},target=/models/{base.name}"),
+            "--mount",
+            f"type=bind,source={base.resolve()},target=/models/{base.name}",
             *("-e", f"MODEL_NAME={base.name}", "-t", _IMAGE),
         ]
     else:
@@ -217,7 +237,7 @@ def curl_command(
             f"{signature!r}"
         )
     row = {n: array[0] for n, array in requests[signature].inputs.items()}
-    model = quote(artifact.path.resolve().parent.name, safe="")
+    model = quote(_folder_of_versions(artifact).name, safe="")
     url = f"{address}/v1/models/{model}:predict"
     body = _body(signature, {name: _json(a) for name, a in row.items()})
     if len(json.dumps(body)) <= _LONGEST:
@@ -225,6 +245,11 @@ def curl_command(
     short = _body(signature, {n: _Python(_repeated(a)) for n, a in row.items()})
     script = f"import base64, json; print(json.dumps({short!r}))"
     return f"python3 -c {shlex.quote(script)} | curl -d @- {url}"
+
+
+def _folder_of_versions(artifact: Artifact) -> Path:
+    """The folder by which clients name the model, whatever it links to."""
+    return Path(os.path.abspath(artifact.path)).parent
 
 
 def _body(signature: str, row: Mapping[str, Any]) -> dict[str, Any]:

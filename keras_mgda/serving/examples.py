@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_mgda.serving.inputs import served_names
+
 NAME = "examples"
 
 
@@ -19,14 +21,16 @@ def check(
     """Refuses a feature specification that does not give the inputs.
 
     Args:
-        example_spec: `{input name: tf.io.FixedLenFeature}`.
-        specs: What the model is asked, `{input name: tf.TensorSpec}`.
+        example_spec: `{input name: tf.io.FixedLenFeature}`. The name is that
+            of the model's input or as it is served; records hold it as it is.
+        specs: What the model is asked, `{served name: tf.TensorSpec}`.
 
     Raises:
         ValueError: The names differ, a feature is not of fixed length, or its
-            shape does not fit the input.
+            shape or dtype does not fit the input.
     """
-    if set(example_spec) != set(specs):
+    served = served_names(example_spec, "input")
+    if set(served.values()) != set(specs):
         raise ValueError(
             "`example_spec` must have one feature for each input and no "
             f"other. Received: features {sorted(example_spec)} for inputs "
@@ -39,11 +43,17 @@ def check(
                 f"{name!r}: {feature!r}. Read other features as strings and "
                 "decode them in `preprocess`."
             )
-        shape = specs[name].shape[1:]
+        spec = specs[served[name]]
+        shape, dtype = spec.shape[1:], _stored_as(spec.dtype)
         if not shape.is_compatible_with(feature.shape):
             raise ValueError(
                 f"The feature {name!r} must have the shape of its input. "
                 f"Received: {tuple(feature.shape)} for {shape}."
+            )
+        if feature.dtype != dtype:
+            raise ValueError(
+                f"The feature {name!r} must be {dtype.name}, as which records "
+                f"hold {spec.dtype.name}. Received: {feature.dtype!r}."
             )
 
 
@@ -54,10 +64,14 @@ def parse(
 ) -> dict[str, tf.Tensor]:
     """The inputs in serialized records, `[batch]` strings."""
     features = tf.io.parse_example(serialized, dict(example_spec))
+    parsed = {
+        name: features[feature]
+        for feature, name in served_names(example_spec, "input").items()
+    }
     return {
-        name: features[name]
-        if features[name].dtype == spec.dtype
-        else tf.cast(features[name], spec.dtype)
+        name: parsed[name]
+        if parsed[name].dtype == spec.dtype
+        else tf.cast(parsed[name], spec.dtype)
         for name, spec in specs.items()
     }
 
@@ -65,13 +79,26 @@ def parse(
 def serialize(
     rows: Mapping[str, np.ndarray], example_spec: Mapping[str, Any]
 ) -> np.ndarray:
-    """The records that `parse` reads `rows` from."""
+    """The records that `parse` reads `rows` from.
+
+    Raises:
+        ValueError: The rows do not have the shapes of the features.
+    """
+    served = served_names(example_spec, "input")
+    for name, feature in example_spec.items():
+        shape = rows[served[name]].shape[1:]
+        if shape != tuple(feature.shape):
+            raise ValueError(
+                f"The rows must have the shape of the feature {name!r}, "
+                f"{tuple(feature.shape)}. Received: rows of shape {shape}. "
+                "Give rows of that shape as `warmup`."
+            )
     size = len(next(iter(rows.values())))
     records = [
         tf.train.Example(
             features=tf.train.Features(
                 feature={
-                    name: _feature(rows[name][row], feature.dtype)
+                    name: _feature(rows[served[name]][row], feature.dtype)
                     for name, feature in example_spec.items()
                 }
             )
@@ -79,6 +106,13 @@ def serialize(
         for row in range(size)
     ]
     return np.array(records, dtype=object)
+
+
+def _stored_as(dtype: tf.DType) -> tf.DType:
+    """The dtype that a record has for a tensor's: it knows three."""
+    if dtype == tf.string:
+        return tf.string
+    return tf.float32 if dtype.is_floating else tf.int64
 
 
 def _feature(values: np.ndarray, dtype: tf.DType) -> tf.train.Feature:

@@ -21,10 +21,10 @@ import tensorflow as tf
 
 # The names that Keras and TensorFlow make up, numbered by what the process
 # built before.
-_MADE_UP = re.compile(r"(keras_tensor|input_layer|args)(_\d+)*")
+MADE_UP = re.compile(r"(keras_tensor|input_layer|args|output)(_\d+)*")
 
 # REST knows no half-precision number, in or out.
-_HALF = (tf.float16, tf.bfloat16)
+HALF = (tf.float16, tf.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +95,17 @@ def served_names(names: Iterable[str], kind: str) -> dict[str, str]:
         kind: What they name, for the error: `"input"`, `"task"`, `"output"`.
 
     Raises:
-        ValueError: Two names become the same.
+        ValueError: A name is empty, or two names become the same.
     """
     served: dict[str, str] = {}
     for name in names:
+        if not name:
+            raise ValueError(
+                f"Every {kind} needs a name that clients can rely on. "
+                f"Received: one named {name!r}. Name it in keras.Input(..., "
+                "name=...) or tf.TensorSpec(..., name=...), or by the key of a "
+                "dict."
+            )
         clean = re.sub(r"[^A-Za-z0-9_]", "_", name)
         if kind == "input" and not _is_argument(clean):
             clean = f"input_{clean}"
@@ -116,7 +123,7 @@ def served_names(names: Iterable[str], kind: str) -> dict[str, str]:
 
 def float32(tensor: tf.Tensor) -> tf.Tensor:
     """The tensor as a client can read it: half precision as float32."""
-    if tensor.dtype in _HALF:
+    if tensor.dtype in HALF:
         return tf.cast(tensor, tf.float32)
     return tf.identity(tensor)
 
@@ -153,7 +160,7 @@ def _inputs(structure: Any, prepare: Callable[[Any], Any]) -> Inputs:
     def arguments(tensors: Mapping[str, tf.Tensor]) -> Any:
         leaves = [
             tf.cast(tensors[served[name]], leaf.dtype)
-            if tf.as_dtype(leaf.dtype) in _HALF
+            if tf.as_dtype(leaf.dtype) in HALF
             else tensors[served[name]]
             for name, leaf in declared.items()
         ]
@@ -170,7 +177,7 @@ def _path_name(path: tuple[Any, ...], leaf: Any) -> str:
 
 def _served_spec(name: str, served: str, leaf: Any) -> tf.TensorSpec:
     shape = tf.TensorShape(leaf.shape)
-    if not name or _MADE_UP.fullmatch(name):
+    if MADE_UP.fullmatch(name):
         raise ValueError(
             "Every input needs a name that clients can rely on. Received: an "
             f"input of shape {shape} named {name!r}, which was made up. Build "
@@ -190,13 +197,36 @@ def _served_spec(name: str, served: str, leaf: Any) -> tf.TensorSpec:
         )
     dtype = tf.as_dtype(leaf.dtype)
     return tf.TensorSpec(
-        shape, tf.float32 if dtype in _HALF else dtype, name=served
+        shape, tf.float32 if dtype in HALF else dtype, name=served
     )
 
 
-def _spec(array: Any) -> tf.TensorSpec:
+def rows_array(rows: Any) -> np.ndarray:
+    """Sample rows as one array.
+
+    Raises:
+        ValueError: They are ragged, or neither numbers nor strings.
+    """
+    try:
+        array = np.asarray(rows)
+    except ValueError:  # Lists of several lengths.
+        array = np.asarray(None)
+    if array.dtype.kind in "SU":  # Which cut the zeros that end a file.
+        array = np.asarray(rows, dtype=object)
+    if array.dtype == object and not all(
+        isinstance(item, str | bytes) for item in array.flat
+    ):
+        raise ValueError(
+            "`warmup` rows must be an array of numbers or strings, all rows of "
+            f"one shape. Received: {type(rows).__name__}. Pad rows that differ "
+            "in length, and give an array and no data set."
+        )
+    return array
+
+
+def _spec(rows: Any) -> tf.TensorSpec:
     """The spec of sample rows, with any number of rows."""
-    array = np.asarray(array)
+    array = rows_array(rows)
     # NumPy's default is wider than any Keras model computes in.
     dtype = np.float32 if array.dtype == np.float64 else array.dtype
     if array.dtype.kind in "OSU":

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.serving.inputs import served_names
+from keras_mgda.serving.inputs import rows_array, served_names
 
 # A row that is made up has this many random values; the rest are equal, which
 # a TensorProto stores once.
@@ -21,8 +21,9 @@ def sample_rows(
 ) -> dict[str, np.ndarray]:
     """Rows to ask with: the given ones in turn, or else made up.
 
-    Floats that are made up are uniform on [0, 1), integers are 1 and strings
-    are empty.
+    Floats that are made up are uniform on [0, 1) and differ between inputs.
+    Integers are 1; the last of every second row is 0, as if it were padded, but
+    not where it is the only one. Strings are empty.
 
     Args:
         specs: What a request holds.
@@ -33,7 +34,10 @@ def sample_rows(
         ValueError: The given rows do not fit the inputs.
     """
     if given is None:
-        return {name: _made_up(spec, size) for name, spec in specs.items()}
+        random = np.random.default_rng(0)
+        return {
+            name: _made_up(spec, size, random) for name, spec in specs.items()
+        }
     if not isinstance(given, Mapping):
         given = dict.fromkeys(list(specs)[:1], given)
     served = served_names(given, "input")
@@ -48,29 +52,45 @@ def sample_rows(
     }
 
 
-def _made_up(spec: tf.TensorSpec, size: int) -> np.ndarray:
+def _made_up(
+    spec: tf.TensorSpec, size: int, random: np.random.Generator
+) -> np.ndarray:
     shape = [size, *(_ANY if n is None else n for n in spec.shape[1:])]
     if spec.dtype == tf.string:
         return np.full(shape, b"", dtype=object)
     if not spec.dtype.is_floating:
-        return np.ones(shape, spec.dtype.as_numpy_dtype)
+        ones = np.ones(shape, spec.dtype.as_numpy_dtype)
+        # A row of nothing but 0 may be masked as a whole, or divide.
+        if ones[0].size > 1:
+            ones.reshape(size, -1)[1::2, -1] = 0
+        return ones
     values = np.full(shape, 0.5, spec.dtype.as_numpy_dtype)
-    random = np.random.default_rng(0).uniform(size=min(values.size, _RANDOM))
-    values.flat[: random.size] = random
+    drawn = random.uniform(size=min(values.size, _RANDOM))
+    values.flat[: drawn.size] = drawn
     return values
 
 
 def _repeated(given: Any, spec: tf.TensorSpec, size: int) -> np.ndarray:
-    rows = np.asarray(given)
-    cut = spec.dtype.is_integer and rows.dtype.kind == "f"
+    rows = rows_array(given)
     fit = spec.shape.is_compatible_with(rows.shape) and len(rows) > 0
-    if cut or not fit:
+    if not fit or not _holds(spec.dtype, rows):
         raise ValueError(
             f"The `warmup` rows for {spec.name!r} must be one or more of shape "
-            f"{spec.shape[1:]} and {spec.dtype.name}. Received: an array of "
-            f"shape {rows.shape} and {rows.dtype}."
+            f"{spec.shape[1:]}, with values of {spec.dtype.name}. Received: an "
+            f"array of shape {rows.shape} and {rows.dtype}. Convert it first."
         )
     rows = np.take(rows, range(size), axis=0, mode="wrap")
     if spec.dtype == tf.string:
         return np.vectorize(tf.compat.as_bytes, otypes=[object])(rows)
     return rows.astype(spec.dtype.as_numpy_dtype)
+
+
+def _holds(dtype: tf.DType, rows: np.ndarray) -> bool:
+    """Whether a cast to `dtype` changes no more than the digits of floats."""
+    text = rows.dtype.kind in "OSU"
+    if text or dtype == tf.string:
+        return text and dtype == tf.string
+    if dtype.is_floating:
+        return rows.dtype.kind != "c"
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(rows.astype(dtype.as_numpy_dtype), rows)

@@ -201,10 +201,10 @@ def _run(
 def _answer(
     task: str, output: tf.Tensor, postprocess: Callable[[tf.Tensor], Any] | None
 ) -> dict[str, tf.Tensor]:
-    """What is served for one task, in dtypes that every client can read."""
+    """What is served for one task, half precision as float32."""
     answer = float32(output)
     if postprocess is not None:
-        answer = postprocess(answer)
+        answer = _postprocessed(task, answer, postprocess)
     if not isinstance(answer, Mapping):
         return {task: float32(answer)}
     names = served_names([f"{task}_{key}" for key in answer], "output")
@@ -212,6 +212,24 @@ def _answer(
         name: float32(tensor)
         for name, tensor in zip(names.values(), answer.values(), strict=True)
     }
+
+
+def _postprocessed(
+    task: str, output: tf.Tensor, postprocess: Callable[[tf.Tensor], Any]
+) -> Any:
+    """A dense tensor, or a dict of them."""
+    answer = postprocess(output) if callable(postprocess) else postprocess
+    tensors = answer if isinstance(answer, Mapping) else {"": answer}
+    if not tensors or not all(
+        isinstance(key, str) and isinstance(tensor, tf.Tensor)
+        for key, tensor in tensors.items()
+    ):
+        raise ValueError(
+            "`postprocess` must have functions to a dense tensor, or to a flat "
+            f"dict of them. Received: {task!r}: {answer!r}. Answer several "
+            "tensors as {'key': tensor, ...}, each with a row for each row."
+        )
+    return answer
 
 
 def _called(

@@ -4,7 +4,8 @@ TensorFlow Serving watches a folder such as `saved_models/mtl` and takes each
 child whose name is a number for a version. It does not look whether that child
 is complete, and one that is not costs it minutes of retries, or worse, loads.
 So a version is written in a hidden folder beside the others, forced to disk,
-and then appears with one `rename`. Nothing here knows what a version contains.
+and then appears with one `rename`. Nothing here knows what a version contains
+but for the file without which it is none.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows: abandoned folders are then never removed.
     fcntl = None  # type: ignore[assignment]
+
+GRAPH = "saved_model.pb"
 
 _HIDDEN = ".export-"
 
@@ -47,11 +51,16 @@ def list_versions(directory: str | os.PathLike[str]) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def refuse_taken(directory: Path, version: int | None) -> None:
-    """Refuses a version that exists.
+def free_number(directory: Path, version: int | None = None) -> int:
+    """The number that a new version gets.
+
+    Args:
+        directory: The folder of versions.
+        version: The number to take. `None` is one more than the greatest.
 
     Raises:
         FileExistsError: `version` exists.
+        ValueError: The greatest number that a server reads exists.
     """
     taken = list_versions(directory)
     if version in taken:
@@ -61,6 +70,14 @@ def refuse_taken(directory: Path, version: int | None) -> None:
             "exists. Leave `version` out to take the next number, or remove "
             "that one first."
         )
+    number = version or max([0, *taken]) + 1
+    if number >= 2**63:
+        raise ValueError(
+            "The next number must be below 2**63, for a server to read it. "
+            f"Received: {directory} with {taken[number - 1]}. Give `version`, "
+            "or remove that one."
+        )
+    return number
 
 
 @contextlib.contextmanager
@@ -93,11 +110,11 @@ def publish(staged: Path, directory: Path, version: int | None = None) -> int:
 
     Raises:
         FileExistsError: `version` exists.
+        ValueError: The greatest number that a server reads exists.
     """
     _sync_tree(staged)
     while True:
-        refuse_taken(directory, version)
-        number = version or max([0, *list_versions(directory)]) + 1
+        number = free_number(directory, version)
         target = directory / str(number)
         try:
             os.rename(staged, target)
@@ -107,19 +124,31 @@ def publish(staged: Path, directory: Path, version: int | None = None) -> int:
             if not os.path.lexists(target):
                 raise
             continue
-        _sync(directory)
+        try:
+            _sync(directory)
+        except OSError as error:  # Servers see it; only a crash can undo it.
+            warnings.warn(
+                f"Version {number} is published, but {directory} could not be "
+                f"forced to disk: {error}",
+                stacklevel=3,
+            )
         return number
 
 
 def prune(directory: Path, keep: int, published: int) -> list[int]:
     """Removes all but the `keep` greatest versions and the published one.
 
-    Each is first renamed out of sight, so that no server sees half of one.
+    Each is first renamed out of sight, so that no server sees half of one. What
+    has a number for a name and holds no SavedModel is left alone.
 
     Returns:
         The numbers removed.
     """
-    versions = list_versions(directory)
+    versions = {
+        number: path
+        for number, path in list_versions(directory).items()
+        if (path / GRAPH).is_file()
+    }
     kept = {published, *list(versions)[-keep:]}
     removed = []
     with _hidden_folder(directory) as hidden:
@@ -155,10 +184,12 @@ def _remove_abandoned(directory: Path) -> None:
 
     The kernel drops a process's locks when it dies, however it dies. A process
     number would not do: it is given again, and means nothing across containers
-    that share a volume.
+    that share a volume. Those of other users are theirs to remove.
     """
     for hidden in directory.glob(f"{_HIDDEN}*"):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        with contextlib.suppress(
+            BlockingIOError, FileNotFoundError, PermissionError
+        ):
             lock = _lock(hidden)
             if lock is not None:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -171,6 +202,7 @@ def _lock(folder: Path) -> int | None:
     Raises:
         BlockingIOError: A living process holds it.
         FileNotFoundError: It is gone.
+        PermissionError: It is another user's.
     """
     if fcntl is None:
         return None

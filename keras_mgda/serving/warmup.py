@@ -30,7 +30,7 @@ PATH = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
 # Larger answers are not stored: the server reads the whole file at each load.
-_LARGEST_ANSWER = 2**16
+LARGEST_ANSWER = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,12 @@ def read(path: Path) -> list[Request]:
     """Reads a warm-up file.
 
     Raises:
-        ValueError: TensorFlow Serving would refuse it.
+        ValueError: It is not there, or TensorFlow Serving would refuse it.
     """
+    if not path.is_file():
+        raise ValueError(
+            f"{path} must hold requests to predict. Received: no such file."
+        )
     try:
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
         requests = [decode(record) for record in records]
@@ -86,7 +90,7 @@ def encode(model_name: str, request: Request) -> bytes:
     )
     predict_request = _field(1, spec) + _tensors(2, request.inputs)
     predict_log = _field(1, predict_request)
-    if sum(a.nbytes for a in request.answer.values()) <= _LARGEST_ANSWER:
+    if sum(a.nbytes for a in request.answer.values()) <= LARGEST_ANSWER:
         predict_log += _field(2, _tensors(1, request.answer))
     return _field(6, predict_log)
 

@@ -26,8 +26,9 @@ class CRMOGM(StatefulWeighting):
     weights, which biases every method that has it. Where a task has no gradient
     its average stands still.
 
-    On the simplex and permutation-equivariant if the other one is; not non-
-    conflicting, as weights of other gradients are in it.
+    On the simplex, as long as the same tasks have gradients, and permutation-
+    equivariant if the other one is; not non-conflicting, as weights of other
+    gradients are in it.
 
     Args:
         weighting: the other one. `None`: `MGDA()`.

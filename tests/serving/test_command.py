@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import keras
 from served_models import convolutional, mlp, only
 
 import keras_mgda
 from keras_mgda.serving import __main__ as command
+from keras_mgda.serving import warmup
 
 
 def test_the_newest_version_is_shown(tmp_path, capsys):
@@ -42,6 +44,25 @@ def test_what_keras_exported_does_not_pass(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "- Weights must be stored once." in shown
     assert "docker" not in shown
+
+
+def test_what_was_not_compared_is_told(tmp_path, capsys):
+    features = keras.Input((4,), name="features")
+    large = keras.layers.Dense(2**14 + 1)(features)
+    model = keras.Model(features, {"small": 2 * features, "large": large})
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    assert command.main([str(published.path)]) == 0
+    assert (
+        "Not compared with the model's answers, which are stored up to 64 KiB: "
+        "predict_large, serving_default.\nIt passes" in capsys.readouterr().out
+    )
+
+
+def test_a_model_without_requests_does_not_pass(tmp_path, capsys):
+    published = keras_mgda.export_saved_model(mlp()[0], tmp_path)
+    (published.path / warmup.PATH).unlink()
+    assert command.main([str(tmp_path)]) == 1
+    assert "Received: no such file. Publish it with" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_model_does_not_pass(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import shlex
 
+import numpy as np
 import pytest
 from google.protobuf import (
     descriptor_pb2,
@@ -69,6 +70,14 @@ def test_batching_parameters_are_parsed():
     assert found.pad_variable_length_inputs
 
 
+def test_integers_of_numpy_are_integers():
+    numbers = {"max_batch_size": 8, "allowed_batch_sizes": [1, 8]}
+    written = serving.batching_parameters(numbers)
+    assert written == serving.batching_parameters(
+        {"max_batch_size": np.int64(8), "allowed_batch_sizes": np.array([1, 8])}
+    )
+
+
 def test_what_is_left_out_is_the_servers_default():
     assert serving.batching_parameters({}) == ""
     found = parse_batching(serving.batching_parameters({"max_batch_size": 4}))
@@ -83,6 +92,13 @@ def test_what_is_left_out_is_the_servers_default():
         {"max_batch_size": 4.0},
         {"batch_timeout_micros": -1},
         {"num_batch_threads": "2"},
+        {"max_batch_size": True},
+        {"max_batch_size": 8, "allowed_batch_sizes": [1, 8.0]},
+        {"max_batch_size": 1, "allowed_batch_sizes": [True]},
+        {"max_batch_size": 8, "allowed_batch_sizes": None},
+        {"max_batch_size": 8, "allowed_batch_sizes": 8},
+        {"pad_variable_length_inputs": "false"},
+        {"pad_variable_length_inputs": 1},
     ],
 )
 def test_batching_that_the_server_refuses_is_refused(batching):
@@ -170,6 +186,19 @@ def test_the_docker_command_serves_the_folder(tmp_path):
     assert f"type=bind,source={folder},target=/models/multi mnist" in words
     assert "MODEL_NAME=multi mnist" in words
     assert words[-1].startswith("tensorflow/serving:")
+
+
+def test_clients_know_a_model_by_its_folder_and_not_by_its_links(tmp_path):
+    published = keras_mgda.export_saved_model(mlp()[0], tmp_path / "store")
+    (tmp_path / "mtl").mkdir()
+    (tmp_path / "mtl" / "1").symlink_to(published.path)
+    (tmp_path / "link").symlink_to(tmp_path / "mtl")
+    for name in ("mtl", "link"):
+        linked = serving.read(tmp_path / name / "1")
+        command = serving.docker_command(linked)
+        assert f"source={tmp_path}/mtl,target=/models/{name} " in command
+        assert f"MODEL_NAME={name} " in command
+        assert f"/v1/models/{name}:predict" in serving.curl_command(linked)
 
 
 def test_the_docker_command_serves_what_the_config_names(tmp_path):

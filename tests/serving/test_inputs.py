@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 from served_models import (
@@ -12,7 +13,7 @@ from served_models import (
 )
 
 import keras_mgda
-from keras_mgda import serving
+from keras_mgda.serving import rows as serving_rows
 from keras_mgda.serving import warmup
 
 
@@ -96,53 +97,6 @@ def test_a_function_of_several_inputs_in_front(tmp_path):
     assert (published.path / "assets" / "words.txt").read_text()
 
 
-def encoded(image, encode):
-    return encode(tf.constant(image)).numpy()
-
-
-def test_encoded_images(tmp_path):
-    model, _ = MODELS["convolutional"]()
-    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-    grown = np.repeat(np.repeat(image, 2, 0), 2, 1)
-    files = [
-        encoded(image, tf.io.encode_png),
-        encoded(image, tf.io.encode_jpeg),
-        encoded(grown, tf.io.encode_png),
-    ]
-    published = keras_mgda.export_saved_model(
-        model,
-        tmp_path,
-        preprocess=serving.encoded_images(12, 12),
-        warmup={"image_bytes": files},
-    )
-    declared = published.signatures["serving_default"].inputs
-    assert declared["image_bytes"].dtype == tf.string
-    found = ask(
-        published, "predict_label", {"image_bytes": np.array(files, object)}
-    )
-    expected = answers_of(model, {"image": image[None].astype("float32") / 255})
-    np.testing.assert_allclose(
-        found["label"][0], expected["label"][0], rtol=1e-4
-    )
-    assert found["label"].shape == (3, 5)
-
-
-def test_grey_images_in_other_units(tmp_path):
-    image = keras.Input((5, 7, 1), name="image")
-    model = keras.Model(image, {"mean": layers.GlobalAveragePooling2D()(image)})
-    white = encoded(np.full((5, 7, 1), 200, np.uint8), tf.io.encode_png)
-    published = keras_mgda.export_saved_model(
-        model,
-        tmp_path,
-        preprocess=serving.encoded_images(
-            5, 7, channels=1, scale=1.0, name="scan"
-        ),
-        warmup=[white],
-    )
-    found = ask(published, "predict_mean", {"scan": np.array([white], object)})
-    np.testing.assert_allclose(found["mean"], [[200.0]])
-
-
 def test_serialized_examples(tmp_path):
     model, rows = MODELS["lookups"]()
     published = keras_mgda.export_saved_model(
@@ -201,6 +155,42 @@ def test_examples_are_cast_to_the_inputs_dtype(tmp_path):
         model, {key: array[:1] for key, array in rows.items()}
     )
     np.testing.assert_allclose(found["mood"], expected["mood"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("feature", ["my-features", "my_features"])
+def test_features_have_the_name_of_the_input_or_its_served_one(
+    feature, tmp_path
+):
+    inputs = keras.Input((2,), dtype="bool", name="my-features")
+    published = keras_mgda.export_saved_model(
+        keras.Model(inputs, {"a": keras.ops.cast(inputs, "float32")}),
+        tmp_path,
+        example_spec={feature: tf.io.FixedLenFeature([2], tf.int64)},
+    )
+    record = tf.train.Example()
+    record.features.feature[feature].int64_list.value.extend([0, 1])
+    found = ask(
+        published,
+        "serve_examples",
+        {"examples": np.array([record.SerializeToString()], object)},
+    )
+    np.testing.assert_array_equal(found["a"], [[0.0, 1.0]])
+
+
+def test_made_up_rows_differ_between_inputs_and_rows():
+    specs = {
+        "a": tf.TensorSpec([None, 3], tf.float32),
+        "b": tf.TensorSpec([None, 3], tf.float32),
+        "codes": tf.TensorSpec([None, None], tf.int32),
+        "length": tf.TensorSpec([None, 1], tf.int32),
+    }
+    made = serving_rows.sample_rows(specs, None, 3)
+    values = np.concatenate([made["a"], made["b"]])
+    assert len(np.unique(values)) == values.size
+    np.testing.assert_array_equal(
+        made["codes"][:, -2:], [[1, 1], [1, 0], [1, 1]]
+    )
+    np.testing.assert_array_equal(made["length"], [[1]] * 3)
 
 
 def test_postprocessing(tmp_path):

@@ -77,9 +77,11 @@ def test_a_url_is_refused(directory):
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):
-    (tmp_path / "mtl").write_text("")
-    with pytest.raises(OSError, match="mtl"):
-        keras_mgda.export_saved_model(mlp()[0], tmp_path / "mtl")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken_link").symlink_to(tmp_path / "none")
+    for name in ("file", "broken_link"):
+        with pytest.raises(ValueError, match=rf"a local folder.*/{name}'"):
+            keras_mgda.export_saved_model(mlp()[0], tmp_path / name)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from keras import layers
 from served_models import MODELS
 
 import keras_mgda
-from keras_mgda.serving import checks, task_graph
+from keras_mgda.serving import task_graph
 from keras_mgda.serving.graph_def import by_name, called_functions
+from keras_mgda.serving.operations import reached
 
 # What a block may copy, and what stands for its inputs.
 FREE = ("Const", "Placeholder")
@@ -303,7 +304,7 @@ def test_training_leaves_nothing_in_the_graph(build, tmp_path):
             y = {"a": np.ones((8, 1)), "b": np.ones((8, 2))}
             model.fit(x, y, verbose=0)
         published = keras_mgda.export_saved_model(model, tmp_path)
-        nodes, _ = checks._reached(published)
+        nodes, _ = reached(published)
         kinds = Counter(node.op for node in nodes)
         # The marks are the identity, and as such in the graph.
         del kinds["Identity"], kinds["IdentityN"], kinds["NoOp"]

@@ -3,40 +3,14 @@
 import contextlib
 import errno
 import os
-import random
-import signal
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from version_folders import hidden, is_whole, publish, write
 
 from keras_mgda.serving import versions
-
-FILES = ("saved_model.pb", "variables/variables.index", "assets.extra/warmup")
-
-
-def write(folder, number_of_bytes=10):
-    for name in FILES:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x" * number_of_bytes)
-
-
-def publish(directory, version=None):
-    with versions.staging(directory) as staged:
-        write(staged)
-        return versions.publish(staged, directory, version)
-
-
-def is_whole(folder):
-    return all((folder / name).exists() for name in FILES)
-
-
-def hidden(directory):
-    return [child for child in directory.iterdir() if child.name[0] == "."]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +112,30 @@ def test_a_number_taken_in_between_is_passed_over(tmp_path, monkeypatch):
     assert list(versions.list_versions(tmp_path)) == [1, 2, 3]
 
 
+def test_the_greatest_number_has_no_next(tmp_path):
+    assert publish(tmp_path, version=2**63 - 1) == 2**63 - 1
+    with pytest.raises(ValueError, match=r"below 2\*\*63.*/92233\d+. Give"):
+        publish(tmp_path)
+    assert publish(tmp_path, version=1) == 1
+    assert not hidden(tmp_path)
+
+
+def test_a_folder_that_cannot_be_forced_to_disk_is_no_failure(
+    tmp_path, monkeypatch
+):
+    sync = versions._sync
+
+    def refuse(path):
+        if path == tmp_path:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(path)
+
+    monkeypatch.setattr(versions, "_sync", refuse)
+    with pytest.warns(UserWarning, match=r"Version 1 is published.*Invalid"):
+        assert publish(tmp_path) == 1
+    assert is_whole(tmp_path / "1")
+
+
 def test_a_rename_that_the_disk_refuses_is_an_error(tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError(errno.EIO, "Input/output error")
@@ -185,6 +183,17 @@ def test_the_newest_and_the_published_version_are_kept(
     assert not hidden(tmp_path)
 
 
+def test_what_is_no_saved_model_is_left_alone(tmp_path):
+    (tmp_path / "2023").mkdir()
+    (tmp_path / "2023" / "data.csv").write_text("precious")
+    (tmp_path / "2024").write_text("a file")
+    for number in (1, 2, 3):
+        write(tmp_path / str(number))
+    assert versions.prune(tmp_path, 1, 3) == [1, 2]
+    assert list(versions.list_versions(tmp_path)) == [3, 2023, 2024]
+    assert (tmp_path / "2023" / "data.csv").exists()
+
+
 def test_a_version_that_another_removed_is_no_error(tmp_path, monkeypatch):
     for number in (1, 2, 3):
         write(tmp_path / str(number))
@@ -222,100 +231,3 @@ def test_a_reader_never_sees_half_of_a_version(tmp_path):
     done.set()
     reader.join()
     assert not partial
-
-
-# The folder's module alone: importing TensorFlow for each victim takes seconds.
-WRITER = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("versions", sys.argv[1])
-versions = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(versions)
-directory = Path(sys.argv[2])
-print("ready", flush=True)
-while True:
-    with versions.staging(directory) as staged:
-        for name in {files!r}:
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            (staged / name).write_bytes(b"x" * 100_000)
-        number = versions.publish(staged, directory)
-    versions.prune(directory, 3, number)
-"""
-
-
-@pytest.mark.parametrize(
-    "kills", [10, pytest.param(100, marks=pytest.mark.slow)]
-)
-def test_a_killed_writer_leaves_no_half_version(kills, tmp_path):
-    rng = random.Random(0)
-    for _ in range(kills):
-        writer = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                WRITER.format(files=FILES),
-                versions.__file__,
-                str(tmp_path),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.0, 0.05))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        assert all(map(is_whole, versions.list_versions(tmp_path).values()))
-    last = publish(tmp_path)
-    assert last == max(versions.list_versions(tmp_path))
-    assert not hidden(tmp_path), "what the dead left behind is removed"
-
-
-def test_the_folder_of_a_living_writer_is_left_alone(tmp_path):
-    with versions.staging(tmp_path) as staged:
-        write(staged)
-        assert publish(tmp_path) == 1  # Removes what the dead left behind.
-        assert is_whole(staged)
-        assert versions.publish(staged, tmp_path) == 2
-
-
-def test_a_new_folder_taken_for_an_abandoned_one_is_replaced(
-    tmp_path, monkeypatch
-):
-    """A cleaner may lock it, or remove it, before its maker locks it."""
-    lock, attacks = versions._lock, iter(["locked", "removed"])
-
-    def attacked(folder):
-        attack = next(attacks, None)
-        if attack == "locked":
-            raise BlockingIOError
-        if attack == "removed":
-            folder.rmdir()
-        return lock(folder)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(versions, "_lock", attacked)
-        with versions.staging(tmp_path) as staged:
-            write(staged)
-            assert versions.publish(staged, tmp_path) == 1
-    assert next(attacks, None) is None
-    assert is_whole(tmp_path / "1")
-
-
-def test_without_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
-    monkeypatch.setattr(versions, "fcntl", None)
-    with versions.staging(tmp_path) as staged:
-        write(staged)
-        assert publish(tmp_path) == 1
-        assert is_whole(staged)
-
-
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
-    def refuse(handle, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(versions.fcntl, "flock", refuse)
-    with versions.staging(tmp_path) as staged:
-        write(staged)
-        assert publish(tmp_path) == 1
-        assert is_whole(staged)
