@@ -46,7 +46,7 @@ class PartlyLabelledModel(ReplicatedModel):
         self._unlabelled: dict[str, Marker] | None = markers_by_task(
             unlabelled, list(losses)
         )
-        # Not an attribute, of which Keras would take the metrics once more.
+        # Keras would track it, and take the metrics in it once more.
         given = {"unlabelled": unlabelled, "metrics": metrics}
         object.__setattr__(self, "_given", given)
         if self._unlabelled is not None:
@@ -69,12 +69,14 @@ class PartlyLabelledModel(ReplicatedModel):
         )
         with self.distribute_strategy.scope():
             self._skipped = SkippedSteps(list(losses))
-            # For as long as the optimizer gathers gradients.
-            self._had_labels = tf.Variable(
+            # For as long as the optimizer gathers gradients. Not a part of the
+            # model's state.
+            had_labels = tf.Variable(
                 tf.zeros([len(losses)], tf.bool),
                 trainable=False,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
+            object.__setattr__(self, "_had_labels", had_labels)
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
@@ -105,18 +107,29 @@ class PartlyLabelledModel(ReplicatedModel):
             step.num_labels = {t: found.count for t, found in labels.items()}
         y = _with_zeros(y, labels)
         weights = {t: found.sample_weight for t, found in labels.items()}
-        trackers = {
-            metric.name: (metric, metric.total + 0.0, metric.count + 0.0)
-            for metric in self.metrics
-            if isinstance(metric, keras.metrics.Mean)
+        before = {
+            tracker: (tracker.total + 0.0, tracker.count + 0.0)
+            for tracker in self._loss_trackers(labels)
         }
         loss = super().compute_loss(
             x, y, y_pred, _like(y_pred, weights), training
         )
-        for task, found in labels.items():
-            if f"{task}_loss" in trackers:
-                _recount(*trackers[f"{task}_loss"], found.count)
+        # The first call makes them.
+        for tracker, task in self._loss_trackers(labels).items():
+            total, count = before.get(tracker, (0.0, 0.0))
+            _recount(tracker, total, count, labels[task].count)
         return loss
+
+    def _loss_trackers(
+        self, labels: Mapping[str, Labelled]
+    ) -> dict[keras.metrics.Mean, str]:
+        """The metrics that log the losses, and the tasks whose these are."""
+        names = {f"{task}_loss": task for task in labels}
+        return {
+            metric: names[metric.name]
+            for metric in self.metrics
+            if isinstance(metric, keras.metrics.Mean) and metric.name in names
+        }
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
