@@ -90,18 +90,11 @@ def test_two_replicas_train_as_one(strategy, case):
     runs.assert_same(run, runs.of_case_on_one(case))
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [
-        [("mgda", "parameters")],
-        pytest.param(runs.PLAIN_CASES, marks=pytest.mark.slow),
-    ],
-    ids=len,
-)
-def test_four_replicas_train_as_one(cases):
-    numbers = [runs.CASES.index(case) for case in cases]
+@pytest.mark.slow
+def test_four_replicas_train_as_one():
+    numbers = [runs.CASES.index(case) for case in runs.PLAIN_CASES]
     found = processes.alone("mirrored_cases", 4, *numbers, seconds=600)
-    for case, n in zip(cases, numbers, strict=True):
+    for case, n in zip(runs.PLAIN_CASES, numbers, strict=True):
         run = runs.from_json(found.result[str(n)])
         runs.assert_same(run, runs.of_case_on_one(case))
 
@@ -380,7 +373,7 @@ def test_gradient_fork_trains_as_on_one(strategy):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("m", "width"), [(2, 4), (2, 32), (5, 4)])
+@pytest.mark.parametrize(("m", "width"), [(2, 4), (5, 32)])
 def test_bytes_reduced_beyond_the_plain_sum(strategy, m, width):
     """MGDA-UB: those of the Gram matrix, whatever the model's size."""
 

@@ -467,7 +467,7 @@ def test_layers_are_kept_with_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("structure", "graph"),
     [
-        (normalized, "graph"),
+        pytest.param(normalized, "graph", marks=pytest.mark.slow),
         (normalized, "xla"),
         pytest.param(skipping, "graph", marks=pytest.mark.slow),
         pytest.param(skipping, "xla", marks=pytest.mark.slow),
