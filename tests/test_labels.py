@@ -1,5 +1,7 @@
 """A task counts the examples that are labelled for it, and no other."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -241,6 +243,33 @@ def test_what_two_tasks_share_stays_when_neither_has_labels():
             before, model.get_layer("both").weights, strict=True
         ):
             assert (old != variable.numpy()).any() == moves
+
+
+def test_replicas_count_the_labels_of_the_whole_batch(strategy):
+    """Of which they have different shares, and one of them none."""
+    data = Data(present=0.4)
+    data.present["value"][8:16] = False
+    data.present["digit"][16:32] = False
+
+    def trained(scope):
+        with scope:
+            model = compiled(keras.optimizers.SGD(0.1, momentum=0.9))
+        history = model.fit(
+            *data.part(0, 32)[:2],
+            sample_weight=data.part(0, 32)[2],
+            batch_size=16,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+        ).history
+        return model.get_weights(), history
+
+    one, history = trained(contextlib.nullcontext())
+    two, of_both = trained(strategy.scope())
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for name in [*history.keys() - {"loss"}]:
+        np.testing.assert_allclose(of_both[name], history[name], rtol=1e-5)
 
 
 def test_an_output_that_is_no_task_needs_no_labels():
