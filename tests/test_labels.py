@@ -101,8 +101,15 @@ def test_losses_and_metrics_are_means_over_labelled_examples(batch_size):
         np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("gradients", ["representation", "parameters"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("gradients", "jit_compile"),
+    [
+        ("representation", True),
+        ("parameters", False),
+        pytest.param("representation", False, marks=pytest.mark.slow),
+        pytest.param("parameters", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_that_of_the_labelled_examples_alone(gradients, jit_compile):
     """With the same examples labelled for all tasks: drop the others."""
     data = Data()

@@ -373,7 +373,9 @@ def test_gradient_fork_trains_as_on_one(strategy):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("m", "width"), [(2, 4), (5, 32)])
+@pytest.mark.parametrize(
+    ("m", "width"), [(2, 4), pytest.param(5, 32, marks=pytest.mark.slow)]
+)
 def test_bytes_reduced_beyond_the_plain_sum(strategy, m, width):
     """MGDA-UB: those of the Gram matrix, whatever the model's size."""
 

@@ -47,7 +47,11 @@ def test_one_is_every_step():
 
 
 @each_mode
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_weights_of_a_step_serve_for_three(gradients, options):
     kept = model(3, gradients=gradients, **options)
     task_weights = train(kept)

@@ -472,7 +472,7 @@ def test_layers_are_kept_with_the_model(tmp_path):
         pytest.param(skipping, "graph", marks=pytest.mark.slow),
         pytest.param(skipping, "xla", marks=pytest.mark.slow),
         pytest.param(recurrent, "graph", marks=pytest.mark.slow),
-        (recurrent, "xla"),
+        pytest.param(recurrent, "xla", marks=pytest.mark.slow),
     ],
 )
 def test_graphs_compute_what_eager_code_does(structure, gradients, graph):
