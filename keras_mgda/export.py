@@ -147,12 +147,9 @@ def export_saved_model(
 
 def _folder_of_versions(directory: str | os.PathLike[str]) -> Path:
     path = Path(directory)
-    file = os.path.lexists(path) and not path.is_dir()
-    if (
-        file
-        or "://" in os.fspath(directory)
-        or (path / versions.GRAPH).exists()
-    ):
+    is_file = os.path.lexists(path) and not path.is_dir()
+    is_version = (path / versions.GRAPH).exists()
+    if is_file or is_version or "://" in os.fspath(directory):
         raise ValueError(
             "`directory` must be a local folder of versions, not a version, a "
             f"file, a broken link or a URL. Received: {os.fspath(directory)!r}."

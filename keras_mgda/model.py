@@ -168,11 +168,7 @@ class MGDAModel(PartlyLabelledModel):
         """
         outputs = self.output if isinstance(self, Functional) else None
         by_output = tasks.task_losses(loss, outputs)
-        task_names = [
-            name
-            for name, of_task in tasks.flatten(by_output).items()
-            if of_task is not None
-        ]
+        task_names = list(tasks.of_loss(by_output))
         partly_labelled = kwargs.get("unlabelled") is not None
         with self.distribute_strategy.scope():
             descent = Descent(

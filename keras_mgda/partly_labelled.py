@@ -38,11 +38,7 @@ class PartlyLabelledModel(ReplicatedModel):
         unlabelled: Any = None,
         **kwargs: Any,
     ) -> None:
-        losses = {
-            task: of_task
-            for task, of_task in tasks.flatten(loss).items()
-            if of_task is not None
-        }
+        losses = tasks.of_loss(loss)
         self._unlabelled: dict[str, Marker] | None = markers_by_task(
             unlabelled, list(losses)
         )

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_mgda.slots import has_option
 from keras_mgda.workers import SameStart, check_same_steps, has_workers
 
 
@@ -235,12 +236,8 @@ def _check_supported(model: keras.Model) -> None:
         "steps_per_execution > 1": model.steps_per_execution > 1
         and not isinstance(strategy, tf.distribute.TPUStrategy),
     }
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-        unsupported[option] = any(
-            getattr(one, option, None)
-            for one in getattr(optimizer, "optimizers", [optimizer])
-        )
+        unsupported[option] = has_option(model.optimizer, option)
     for option, received in unsupported.items():
         if received:
             raise ValueError(

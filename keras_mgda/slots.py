@@ -38,9 +38,14 @@ def variables_of_slots(
 
 def gathers_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether it moves the variables in some steps only."""
+    return has_option(optimizer, "gradient_accumulation_steps")
+
+
+def has_option(optimizer: keras.optimizers.Optimizer, name: str) -> bool:
+    """Whether it sets this option, or one of those that it is made of does."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     return any(
-        one.gradient_accumulation_steps
+        getattr(one, name, None)
         for one in getattr(optimizer, "optimizers", [optimizer])
     )
 

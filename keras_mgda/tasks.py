@@ -45,11 +45,20 @@ def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
                 f"'{task}'. Add them up in one function, or give the model an "
                 "output for each."
             )
-    if all(of_task is None for of_task in flat.values()):
+    if not of_loss(loss):
         raise ValueError(
             f"`loss` must name at least one task. Received: loss={loss!r}."
         )
     return loss
+
+
+def of_loss(loss: Any) -> dict[str, Any]:
+    """`{task: its loss}`, without the outputs that are no task."""
+    return {
+        task: of_task
+        for task, of_task in flatten(loss).items()
+        if of_task is not None
+    }
 
 
 def record_values(

@@ -99,9 +99,9 @@ def test_weightings(identifier, number):
         w = weigh[m](tf.constant(gram), tf.constant(losses)).numpy()
         label = f"number {i}: {gram.tolist()}"
         assert np.isfinite(w).all(), label
-        # What sees losses alone may rest where the largest is at its minimum.
+        # A maximum of the losses may rest where the largest is at its minimum.
         at_minimum = (gram.diagonal() == 0) & (losses > 0)
-        if by_size[m].uses_gram or not at_minimum.any():
+        if identifier != "stch" or not at_minimum.any():
             check_moves(gram, w, label)
 
 

@@ -374,7 +374,12 @@ def test_gradient_fork_trains_as_on_one(strategy):
 
 
 @pytest.mark.parametrize(
-    ("m", "width"), [(2, 4), pytest.param(5, 32, marks=pytest.mark.slow)]
+    ("m", "width"),
+    [
+        (2, 4),
+        pytest.param(2, 32, marks=pytest.mark.slow),
+        pytest.param(5, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_bytes_reduced_beyond_the_plain_sum(strategy, m, width):
     """MGDA-UB: those of the Gram matrix, whatever the model's size."""
