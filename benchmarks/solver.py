@@ -31,7 +31,7 @@ import tensorflow as tf
 import torch
 from torchjd.aggregation import MGDAWeighting
 
-from keras_mgda.min_norm import min_norm_point
+from keras_mgda.linalg.min_norm import min_norm_point
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_mgda import tasks
 from keras_mgda.functional import Functional
 from keras_mgda.layers import SharedRepresentation
+from keras_mgda.training import tasks
 
 
 class Call(NamedTuple):

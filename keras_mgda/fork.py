@@ -7,9 +7,9 @@ import keras
 import tensorflow as tf
 
 from keras_mgda import weightings
-from keras_mgda.gradients import combine, dense
-from keras_mgda.gram import jacobian_gram
-from keras_mgda.replicas import sum_over_replicas
+from keras_mgda.descent.task_gradients import combine, dense
+from keras_mgda.distribution.replicas import sum_over_replicas
+from keras_mgda.linalg.gram import jacobian_gram
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")

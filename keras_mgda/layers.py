@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_mgda import recording
+from keras_mgda.descent import forward as recording
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")

@@ -9,17 +9,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda import cut, tasks
-from keras_mgda.descent import Descent
-from keras_mgda.functional import Functional, is_functional, make_functional
-from keras_mgda.partly_labelled import PartlyLabelledModel
-from keras_mgda.recording import record
-from keras_mgda.replicas import (
+from keras_mgda import cut
+from keras_mgda.descent.descent import Descent
+from keras_mgda.descent.forward import record
+from keras_mgda.descent.step import Gradients
+from keras_mgda.distribution.replicas import (
     check_replica,
     share_overflow,
     share_statistics,
 )
-from keras_mgda.step import Gradients
+from keras_mgda.functional import Functional, is_functional, make_functional
+from keras_mgda.training import tasks
+from keras_mgda.training.partly_labelled import PartlyLabelledModel
 
 
 class MGDAModel(PartlyLabelledModel):

@@ -1,14 +1,14 @@
 """Bad input is refused before anything is trained, with what to do instead."""
 
 import keras
-import networks
 import numpy as np
 import pytest
 from keras import layers
-from refusal import refused
 
 from keras_mgda import MGDAModel, SharedRepresentation, weightings
 from keras_mgda.weightings import MGDA, Fixed
+from tests.support import networks
+from tests.support.refusal import refused
 
 
 def functional():

@@ -1,14 +1,14 @@
 """Networks that no training step fits are refused before one changes them."""
 
 import keras
-import networks
 import numpy as np
 import pytest
 from keras import layers
-from networks import heads
-from refusal import refused
 
 from keras_mgda import MGDAModel, SharedRepresentation
+from tests.support import networks
+from tests.support.networks import heads
+from tests.support.refusal import refused
 
 
 def plain(mark=SharedRepresentation):

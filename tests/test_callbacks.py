@@ -3,10 +3,10 @@ import csv
 import keras
 import numpy as np
 import pytest
-from networks import plain
 
 from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.callbacks import LogTaskWeights
+from tests.support.networks import plain
 
 
 def model(**compile_args):

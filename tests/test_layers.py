@@ -1,10 +1,10 @@
 import keras
-import networks
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
+from tests.support import networks
 
 
 def test_marker_does_nothing_outside_of_a_training_step():

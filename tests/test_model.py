@@ -2,7 +2,6 @@ import functools
 import math
 
 import keras
-import networks
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,6 +9,7 @@ from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.weightings import MGDA
+from tests.support import networks
 
 MODES = ["representation", "parameters"]
 each_mode = pytest.mark.parametrize("gradients", MODES)
@@ -169,7 +169,7 @@ def test_nothing_is_traced_again_while_shapes_stay(gradients):
 
 STEPS = f"""
 import sys; sys.path.insert(0, {networks.HERE!r})
-import networks
+from tests.support import networks
 for gradients in {MODES}:
     for jit_compile in (False, True):
         model = networks.mgda_model(

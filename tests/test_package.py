@@ -9,10 +9,10 @@ import re
 import subprocess
 import sys
 
-import networks
 import pytest
 
 import keras_mgda
+from tests.support import networks
 
 PACKAGE = pathlib.Path(keras_mgda.__file__).parent
 ROOT = PACKAGE.parent

@@ -2,7 +2,6 @@ import moocore
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from refusal import refused
 
 from keras_mgda.pareto import (
     delta_m,
@@ -12,6 +11,7 @@ from keras_mgda.pareto import (
     plot_many,
     plot_two,
 )
+from tests.support.refusal import refused
 
 
 def clouds():

@@ -21,7 +21,7 @@ import keras
 from keras_mgda.weightings.alignment import IMTLG, AlignedMTL, ConFIG
 from keras_mgda.weightings.balancing import DWA, FAMO, GradNorm
 from keras_mgda.weightings.bargaining import FairGrad, NashMTL
-from keras_mgda.weightings.hull import EDM, MGDA
+from keras_mgda.weightings.mgda import EDM, MGDA
 from keras_mgda.weightings.projection import CAGrad, DualProj, UPGrad
 from keras_mgda.weightings.scalarization import (
     STCH,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_mgda.weightings.factors import factors, finish
+from keras_mgda.weightings.normalized_gram import factors, finish
 from keras_mgda.weightings.preference import (
     Numbers,
     PreferenceWeighting,

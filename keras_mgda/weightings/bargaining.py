@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda.quadratic import solve
-from keras_mgda.weightings.factors import factors, finish
+from keras_mgda.linalg.quadratic_program import solve
+from keras_mgda.weightings.normalized_gram import factors, finish
 from keras_mgda.weightings.weighting import GramWeighting
 
 # Half an ulp of float32: by so much rounding moves the cosines, at most. Added

@@ -14,9 +14,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda.min_norm import min_norm_point
-from keras_mgda.quadratic import non_negative_minimum
-from keras_mgda.weightings.factors import factors, finish
+from keras_mgda.linalg.min_norm import min_norm_point
+from keras_mgda.linalg.quadratic_program import non_negative_minimum
+from keras_mgda.weightings.normalized_gram import factors, finish
 from keras_mgda.weightings.preference import PreferenceWeighting, shares
 from keras_mgda.weightings.weighting import GramWeighting
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.weightings.hull import MGDA
+from keras_mgda.weightings.mgda import MGDA
 from keras_mgda.weightings.state import StatefulWeighting, Values
 from keras_mgda.weightings.weighting import Weighting
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.weightings.factors import Factors, factors, finish
+from keras_mgda.weightings.normalized_gram import Factors, factors, finish
 from keras_mgda.weightings.state import StatefulWeighting, Values
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served_models import MODELS, only
 
 import keras_mgda
+from tests.support.serving.served_models import MODELS, only
 
 HERE = Path(__file__).parent
 

@@ -8,9 +8,15 @@ import sys
 import time
 
 import pytest
-from version_folders import FILES, hidden, is_whole, publish, write
 
 from keras_mgda.serving import versions
+from tests.support.serving.version_folders import (
+    FILES,
+    hidden,
+    is_whole,
+    publish,
+    write,
+)
 
 # The folder's module alone: importing TensorFlow for each victim takes seconds.
 WRITER = """

@@ -4,14 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from refusals import refused
-from served_models import (
+
+from keras_mgda import serving
+from tests.support.serving.refusals import refused
+from tests.support.serving.served_models import (
     MODELS,
     Function,
     mlp,
 )
-
-from keras_mgda import serving
 
 
 @pytest.mark.parametrize(

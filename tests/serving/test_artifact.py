@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from saved_functions import ask, problems
-from served_models import mlp, only
 
 import keras_mgda
 from keras_mgda import serving
+from tests.support.serving.saved_functions import ask, problems
+from tests.support.serving.served_models import mlp, only
 
 
 def save_by_tensorflow_1(path, answer, weights=True):

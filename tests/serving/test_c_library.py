@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from served_models import MODELS, answers_of
+
+from tests.support.serving.served_models import MODELS, answers_of
 
 BATCH_SIZES = (1, 3, 8)
 

@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from saved_functions import ask, double, problems, save
-from served_models import MODELS, mlp
 
 import keras_mgda
 from keras_mgda import serving
 from keras_mgda.serving import checks, warmup
+from tests.support.serving.saved_functions import ask, double, problems, save
+from tests.support.serving.served_models import MODELS, mlp
 
 
 def test_a_plain_saved_model_passes(tmp_path):

@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import keras
-from served_models import convolutional, mlp, only
 
 import keras_mgda
 from keras_mgda.serving import __main__ as command
 from keras_mgda.serving import warmup
+from tests.support.serving.served_models import convolutional, mlp, only
 
 
 def test_the_newest_version_is_shown(tmp_path, capsys):

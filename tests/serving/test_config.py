@@ -10,12 +10,12 @@ from google.protobuf import (
     message_factory,
     text_format,
 )
-from served_models import convolutional, mlp
 from tensorflow_serving.config import model_server_config_pb2
 
 import keras_mgda
 from keras_mgda import serving
 from keras_mgda.serving import config
+from tests.support.serving.served_models import convolutional, mlp
 
 # `tensorflow/serving/.../session_bundle_config.proto`, as far as it is written;
 # its module is in no package. The wrappers are google.protobuf's own.

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from served_models import (
+
+import keras_mgda
+from keras_mgda import serving
+from keras_mgda.serving import warmup
+from tests.support.serving.served_models import (
     MODELS,
     answers_of,
     ask,
     mlp,
     normal,
 )
-
-import keras_mgda
-from keras_mgda import serving
-from keras_mgda.serving import warmup
 
 
 def test_a_version_is_complete(tmp_path):

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from served_models import (
-    MODELS,
-    answers_of,
-    ask,
-)
 
 import keras_mgda
 from keras_mgda import serving
 from keras_mgda.serving import warmup
+from tests.support.serving.served_models import (
+    MODELS,
+    answers_of,
+    ask,
+)
 
 
 def encoded(image, encode):

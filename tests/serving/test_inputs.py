@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from served_models import (
+
+import keras_mgda
+from keras_mgda.serving import rows as serving_rows
+from keras_mgda.serving import warmup
+from tests.support.serving.served_models import (
     MODELS,
     answers_of,
     ask,
     mlp,
 )
-
-import keras_mgda
-from keras_mgda.serving import rows as serving_rows
-from keras_mgda.serving import warmup
 
 
 def test_a_keras_model_in_front(tmp_path):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import model_server
-from served_models import answers_of, mlp, randomized
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -24,6 +23,7 @@ from tensorflow_serving.apis import (
 
 import keras_mgda
 from keras_mgda import serving
+from tests.support.serving.served_models import answers_of, mlp, randomized
 
 NAMES = ("mlp", "convolutional", "lookups", "two_inputs")
 

@@ -3,7 +3,8 @@
 import numpy as np
 import openvino
 import pytest
-from served_models import answers_of
+
+from tests.support.serving.served_models import answers_of
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 import tensorflow as tf
-from saved_functions import VECTOR, double, problems, save
+
+from tests.support.serving.saved_functions import VECTOR, double, problems, save
 
 
 def test_a_function_for_xla_only(tmp_path):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served_models import (
-    mlp,
-)
 
 import keras_mgda
 from keras_mgda import serving
 from keras_mgda.serving import versions
+from tests.support.serving.served_models import (
+    mlp,
+)
 
 
 def published_nothing(directory):
@@ -149,7 +149,7 @@ def python_path():
 
 PUBLISHER = """
 import sys
-from served_models import mlp
+from tests.support.serving.served_models import mlp
 import keras_mgda
 model, _ = mlp()
 print("ready", flush=True)

@@ -4,8 +4,11 @@ import keras
 import pytest
 import tensorflow as tf
 from keras import layers
-from refusals import refused
-from served_models import (
+
+import keras_mgda
+from keras_mgda.serving import export
+from tests.support.serving.refusals import refused
+from tests.support.serving.served_models import (
     MODELS,
     Function,
     answers_of,
@@ -13,9 +16,6 @@ from served_models import (
     normal,
     with_layer,
 )
-
-import keras_mgda
-from keras_mgda import export
 
 
 def test_a_function_for_xla_only(tmp_path):

@@ -9,12 +9,12 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from served_models import MODELS
 
 import keras_mgda
 from keras_mgda.serving import task_graph
 from keras_mgda.serving.graph_def import by_name, called_functions
 from keras_mgda.serving.operations import reached
+from tests.support.serving.served_models import MODELS
 
 # What a block may copy, and what stands for its inputs.
 FREE = ("Const", "Placeholder")

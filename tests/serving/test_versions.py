@@ -8,9 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from version_folders import hidden, is_whole, publish, write
 
 from keras_mgda.serving import versions
+from tests.support.serving.version_folders import (
+    hidden,
+    is_whole,
+    publish,
+    write,
+)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from conftest import model_server
 from google.protobuf import text_format
-from processes import free_ports
 from tensorflow_serving.config import model_server_config_pb2
+
+from tests.support.processes import free_ports
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import serve
-import two_digits
-
+from examples import serve, two_digits
 from keras_mgda import serving
 
 OUTPUTS = {

@@ -1,0 +1,169 @@
+"""Which examples of a batch are labelled for which task.
+
+An example counts for the tasks that it is labelled for, and for no other. With
+`W_ti` the sample weight of example `i` for task `t`, and `N_t` the number of
+examples in the global batch that are labelled for it,
+
+    L_t = (sum of W_ti l_ti over the labelled i) / N_t.
+
+Keras divides by the whole batch instead, so that a rarely labelled task has
+small gradients, to which MGDA would give a large weight.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_mgda.training import tasks
+
+Marker = str | float | None
+
+
+class Labelled(NamedTuple):
+    """One task's labels, without those that are missing.
+
+    Attributes:
+        y_true: as given, with zero for the missing ones.
+        mask: 1 where labelled and 0 elsewhere, in the shape of the losses:
+            that of `y_pred` without its last axis. Float32.
+        sample_weight: in the same shape; the mean over all losses under it is
+            the mean over the labelled ones.
+        count: `[]`, how many are labelled.
+    """
+
+    y_true: tf.Tensor
+    mask: tf.Tensor
+    sample_weight: tf.Tensor
+    count: tf.Tensor
+
+
+def find_labels(
+    y_true: tf.Tensor,
+    y_pred: tf.Tensor,
+    sample_weight: tf.Tensor | None,
+    marker: Marker,
+) -> Labelled:
+    """Which losses of a task count.
+
+    Args:
+        y_true: `[b, ...]`, labels.
+        y_pred: `[b, ..., c]`, predictions; their Keras mask is respected.
+        sample_weight: `[b]`, or as the losses; zero means not labelled.
+        marker: the value of a missing label, `"nan"` for NaN. A label that has
+            several entries is missing if one of them is; none is in a dtype
+            that has no such value. `None` if labels are missing by sample
+            weight and mask alone.
+
+    Raises:
+        ValueError: if the predictions have no axis but that of the batch.
+    """
+    if y_pred.shape.rank < 2:
+        raise ValueError(
+            "With `unlabelled`, the output of a task must have an axis beside "
+            "that of the batch, as `[b, 1]`. Received: an output of shape "
+            f"{y_pred.shape}. Leave out what squeezes it."
+        )
+    present = ~_equals(y_true, marker)
+    y_true = tf.where(present, y_true, tf.zeros_like(y_true))
+
+    if present.shape.rank == y_pred.shape.rank:
+        present = tf.reduce_all(present, axis=-1)
+    if present.shape.is_compatible_with(y_pred.shape[:-1]):
+        present.set_shape(y_pred.shape[:-1])
+    mask = tf.cast(present, tf.float32)
+    # Keras divides by the number of losses, or of those under its own mask.
+    keras_mask = getattr(y_pred, "_keras_mask", None)
+    divisor = tf.cast(tf.size(mask), tf.float32)
+    if keras_mask is not None:
+        keras_mask = tf.cast(keras_mask, tf.float32)
+        divisor = tf.reduce_sum(keras_mask)
+        mask *= _expanded(keras_mask, mask)
+    scaled = mask
+    if sample_weight is not None:
+        sample_weight = _expanded(tf.cast(sample_weight, tf.float32), mask)
+        mask *= tf.cast(sample_weight != 0.0, tf.float32)
+        scaled = mask * sample_weight
+    count = tf.reduce_sum(mask)
+    scaled *= tf.math.divide_no_nan(divisor, count)
+    return Labelled(y_true, mask, scaled, count)
+
+
+def _equals(y_true: tf.Tensor, marker: Marker) -> tf.Tensor:
+    """Where labels have the value, which integers may not be able to."""
+    dtype = y_true.dtype
+    nothing = tf.zeros_like(y_true, tf.bool)
+    if marker == "nan":
+        return tf.math.is_nan(y_true) if dtype.is_floating else nothing
+    if marker is None or dtype.is_bool:
+        return nothing
+    if dtype.is_integer and not (
+        dtype.min <= marker <= dtype.max and marker == int(marker)
+    ):
+        return nothing
+    return y_true == tf.cast(marker, dtype)
+
+
+def _expanded(weight: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """`[b]`, or `[b, 1]`, as `[b, 1, ...]` of the rank of `mask`."""
+    missing = mask.shape.rank - weight.shape.rank
+    if missing < 0 and weight.shape[-1] == 1:
+        return tf.squeeze(weight, -1)
+    return tf.reshape(weight, tf.concat([tf.shape(weight), [1] * missing], 0))
+
+
+def find_all(
+    markers: Mapping[str, Marker], y: Any, y_pred: Any, sample_weight: Any
+) -> dict[str, Labelled]:
+    """`find_labels` for every task."""
+    labels, predictions = tasks.flatten(y), tasks.flatten(y_pred)
+    missing = [task for task in markers if task not in labels]
+    if missing:
+        raise ValueError(
+            "Labels must be a dict that names every task. Received: "
+            f"{list(labels)}, without {missing}. Fill in the value of "
+            "`unlabelled` where there are none."
+        )
+    weights = tasks.flatten(sample_weight)
+    common = weights.get("")  # one for all outputs
+    return {
+        task: find_labels(
+            tf.convert_to_tensor(labels[task]),
+            predictions[task],
+            weights.get(task, common),
+            marker,
+        )
+        for task, marker in markers.items()
+    }
+
+
+def markers_by_task(
+    unlabelled: Any, task_names: Sequence[str]
+) -> dict[str, Marker] | None:
+    """What marks a missing label, for each task."""
+    if unlabelled is None:
+        return None
+    if not isinstance(unlabelled, Mapping):
+        unlabelled = dict.fromkeys(task_names, unlabelled)
+    markers = {t: "nan" if m != m else m for t, m in unlabelled.items()}
+    if set(markers) != set(task_names) or not all(
+        marker in (None, "nan") or isinstance(marker, (int, float))
+        for marker in markers.values()
+    ):
+        raise ValueError(
+            "`unlabelled` must be 'nan', a number, or a dict that gives every "
+            "task one of these or `None`. "
+            f"Received: {unlabelled!r} for the tasks {list(task_names)}."
+        )
+    return markers
+
+
+def check_reductions(losses: Mapping[str, Any]) -> None:
+    for task, loss in losses.items():
+        reduction = getattr(loss, "reduction", "sum_over_batch_size")
+        if reduction not in ("sum_over_batch_size", "mean"):
+            raise ValueError(
+                "With `unlabelled`, a loss must have the reduction "
+                "'sum_over_batch_size', which becomes the mean over the "
+                f"labelled examples. Received: {reduction!r} for task '{task}'."
+            )

@@ -1,0 +1,109 @@
+"""Training steps that changed nothing, counted where they are made."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from keras_mgda.descent.directions import Direction
+from keras_mgda.distribution.replicas import sum_over_replicas
+
+
+class SkippedSteps:
+    """Counts the steps that changed nothing. Not a part of a model's state.
+
+    To be made in the scope of the strategy that trains.
+
+    Args:
+        task_names: of the `m` tasks.
+    """
+
+    def __init__(self, task_names: Sequence[str]) -> None:
+        self._places = [
+            *(f"task '{task}'" for task in task_names),
+            "the encoder",
+        ]
+        self._without_labels = _counter([])
+        self._overflown = _counter([])
+        self._at_place = _counter([len(self._places)])
+
+    def add_without_labels(self, happened: tf.Tensor) -> None:
+        self._without_labels.assign_add(tf.cast(happened, tf.int32))
+
+    def add_overflow(
+        self, task_losses: Sequence[list[tf.Tensor]], direction: Direction
+    ) -> None:
+        """Notes a step, if a `LossScaleOptimizer` skips it, and whose fault.
+
+        A task's, if its loss, its row of the Gram matrix or the gradient of
+        its head is not finite; the encoder's, if that is so of no task.
+        """
+        at_place, skipped = _overflown(task_losses, direction)
+        self._overflown.assign_add(tf.cast(skipped, tf.int32))
+        self._at_place.assign_add(tf.cast(skipped & at_place, tf.int32))
+
+    def report(self) -> list[str]:
+        """What happened since the last report."""
+        messages = []
+        if steps := int(self._without_labels.numpy()):
+            messages.append(
+                f"{steps} training steps changed nothing: no task had a "
+                "label in their batches."
+            )
+        if steps := int(self._overflown.numpy()):
+            counts = zip(self._places, self._at_place.numpy(), strict=True)
+            at = ", ".join(f"in {n} for {where}" for where, n in counts if n)
+            messages.append(
+                f"{steps} training steps were skipped, because values "
+                f"overflowed: {at}. Each lowered the loss scale; a few of them "
+                "are normal. If they go on, look for large or non-finite "
+                "labels, or give the layers there the dtype 'float32'."
+            )
+        for variable in (self._without_labels, self._overflown, self._at_place):
+            variable.assign(tf.zeros_like(variable))
+        return messages
+
+
+def _counter(shape: Sequence[int]) -> tf.Variable:
+    return tf.Variable(
+        tf.zeros(shape, tf.int32),
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def _overflown(
+    task_losses: Sequence[list[tf.Tensor]], direction: Direction
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where some replica has values that are not finite.
+
+    Returns:
+        `[m + 1]`, bool, for the tasks and the encoder; `[]`, whether any
+        gradient is not finite.
+    """
+    m = len(task_losses)
+    owned = [
+        (m if owner is None else owner, gradient)
+        for gradient, owner in zip(
+            direction.gradients, direction.owners, strict=True
+        )
+        if gradient is not None
+    ]
+    computed = [
+        (t, loss) for t, losses in enumerate(task_losses) for loss in losses
+    ]
+    counts = tf.stack([_not_finite(value) for _, value in computed + owned])
+    places = [place for place, _ in computed + owned]
+    at_place = tf.math.unsorted_segment_sum(counts, places, m + 1)
+    skipped = tf.reduce_sum(counts[len(computed) :], keepdims=True)
+    counts = sum_over_replicas(tf.concat([at_place, skipped], 0))
+    found = counts > 0
+    squared_norms = tf.linalg.diag_part(direction.gram)
+    of_tasks = found[:m] | ~tf.math.is_finite(squared_norms)
+    encoder = found[m] & ~tf.reduce_any(of_tasks)
+    return tf.concat([of_tasks, encoder[None]], 0), found[m + 1]
+
+
+def _not_finite(value: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+    """`[]`, 1 or 0."""
+    values = getattr(value, "values", value)
+    return 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(values)), tf.float32)

@@ -1,0 +1,101 @@
+"""The tasks of a model: the outputs that `loss` names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keras_mgda.training.task_losses import TaskLoss
+
+
+def flatten(structure: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": x, "g": {"b": y}}` as `{"a": x, "g/b": y}`, in that order."""
+    if not isinstance(structure, Mapping):
+        return {prefix: structure}
+    flat: dict[str, Any] = {}
+    for name, value in structure.items():
+        flat |= flatten(value, f"{prefix}/{name}" if prefix else str(name))
+    return flat
+
+
+def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
+    """The `loss` of `compile`, as one loss for each output.
+
+    Args:
+        loss: a dict, nested as the outputs are, of what Keras takes as the loss
+            of one output; `None` for an output that is no task. Something else
+            than a dict is the loss of every output.
+        outputs: the outputs of the model; `None` if they are not known yet.
+
+    Raises:
+        ValueError: if `loss` does not fit the outputs or names no task.
+    """
+    if outputs is not None and not isinstance(loss, (Mapping, list, tuple)):
+        loss = map_named(lambda *_: loss, outputs)
+    if not isinstance(loss, Mapping):
+        raise ValueError(
+            "`loss` must be a dict that gives each task its loss. "
+            f"Received: loss={loss!r}."
+        )
+    if outputs is not None:
+        check_names(loss, outputs)
+    flat = flatten(loss)
+    for task, of_task in flat.items():
+        if isinstance(of_task, (list, tuple)):
+            raise ValueError(
+                f"A task must have one loss. Received: {of_task!r} for task "
+                f"'{task}'. Add them up in one function, or give the model an "
+                "output for each."
+            )
+    if not of_loss(loss):
+        raise ValueError(
+            f"`loss` must name at least one task. Received: loss={loss!r}."
+        )
+    return loss
+
+
+def of_loss(loss: Any) -> dict[str, Any]:
+    """`{task: its loss}`, without the outputs that are no task."""
+    return {
+        task: of_task
+        for task, of_task in flatten(loss).items()
+        if of_task is not None
+    }
+
+
+def record_values(
+    loss: Mapping[str, Any], partly_labelled: bool = False
+) -> dict[str, Any]:
+    """The same losses, each telling the training step its value."""
+    return map_named(
+        lambda t, loss: loss and TaskLoss(t, loss, partly_labelled), loss
+    )
+
+
+def check_names(loss: Any, outputs: Any) -> None:
+    """Raises a `ValueError` unless `loss` names just the outputs."""
+    received, expected = flatten(loss), flatten(outputs)
+    if not isinstance(outputs, Mapping):
+        raise ValueError(
+            "The model must return a dict, `{task: tensor}`. "
+            f"Received: {type(outputs).__name__}. Name each task, as in "
+            "`dict(zip(task_names, outputs))`."
+        )
+    if set(received) != set(expected):
+        raise ValueError(
+            "`loss` must name every output of the model, and nothing else. "
+            f"Received: {list(received)} for the outputs {list(expected)}. "
+            "Give an output that is no task the loss `None`."
+        )
+
+
+def map_named(
+    function: Callable[[str, Any], Any], structure: Any, prefix: str = ""
+) -> Any:
+    """The same structure of `function(name, leaf)`, named as by `flatten`."""
+    if not isinstance(structure, Mapping):
+        return function(prefix, structure)
+    return {
+        name: map_named(
+            function, value, f"{prefix}/{name}" if prefix else str(name)
+        )
+        for name, value in structure.items()
+    }

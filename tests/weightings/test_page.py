@@ -1,0 +1,95 @@
+"""What docs/weightings.md says is what the tests check, and its code runs."""
+
+import json
+import pathlib
+import re
+
+import keras
+import numpy as np
+from test_weighting_properties import PROMISES
+
+from keras_mgda import weightings
+from tests.support import networks
+
+ROOT = pathlib.Path(networks.HERE).parent
+PAGE = (ROOT / "docs" / "weightings.md").read_text()
+PROPERTIES = {
+    "non_conflicting": "non-conflicting",
+    "simplex": "on the simplex",
+    "scale": "scale-invariant",
+    "permutation": "permutation-equivariant",
+    "linear": "linear under scaling",
+}
+
+
+def tables():
+    """Each as `[{column: cell}]`."""
+    found = []
+    for block in re.findall(r"(?m)(?:^\|.*\n)+", PAGE):
+        cells = [
+            [cell.strip() for cell in line.strip()[1:-1].split("|")]
+            for line in block.splitlines()
+        ]
+        header, _, *rows = cells
+        found.append([dict(zip(header, row, strict=True)) for row in rows])
+    return found
+
+
+def by_name(column):
+    """The rows of the table that has this column, by identifier."""
+    (table,) = (t for t in tables() if column in t[0])
+    return {row["identifier"].strip("`"): row for row in table}
+
+
+def test_all_weightings_are_there():
+    rows = by_name("class")
+    assert list(rows) == sorted(weightings._BY_NAME)
+    for name, row in rows.items():
+        weighting = weightings.get(name)
+        assert row["class"] == f"`{type(weighting).__name__}`"
+        looks_at = [
+            what
+            for what, looks in [
+                ("G", weighting.uses_gram),
+                ("L", weighting.uses_losses),
+                ("state", weighting.state is not None),
+            ]
+            if looks
+        ]
+        assert row["looks at"] == (", ".join(looks_at) or "nothing")
+
+
+def test_promises_are_those_that_are_tested():
+    rows = by_name("on the simplex")
+    assert list(rows) == sorted(PROMISES)
+    for name, promises in PROMISES.items():
+        for promise, column in PROPERTIES.items():
+            expected = "yes" if promise in promises.split() else ""
+            if f"{promise}_of_line" in promises.split():
+                expected = "up to length"
+            assert rows[name][column] == expected, (name, column)
+
+
+def test_sources_are_those_of_the_docstrings():
+    for name, row in by_name("source").items():
+        (link,) = re.findall(r"\((https://.*)\)", row["source"]) or [""]
+        assert link in type(weightings.get(name)).__doc__, name
+
+
+def test_the_code_runs(capsys):
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE)
+    namespace = {"__name__": "mine"}
+    exec("\n".join(blocks), namespace)
+    printed = capsys.readouterr().out.splitlines()
+    said = re.findall(r"^print\(.*# (\[.*\])$", "\n".join(blocks), re.M)
+    for line, expected in zip(printed, said, strict=True):
+        numbers = re.search(r"\[(.*?)\]", line)[1].split()
+        assert [float(n) for n in numbers] == json.loads(expected)
+
+    for name in ("OneLength", "LargestSoFar"):
+        own = namespace[name]()
+        config = keras.saving.serialize_keras_object(own)
+        assert type(weightings.get(config)) is type(own)
+        model = networks.mgda_model(networks.plain, weighting=own)
+        model.train_on_batch(*networks.data(model))
+        assert np.isfinite(list(model.task_weights.values())).all()

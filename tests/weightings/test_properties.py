@@ -1,0 +1,205 @@
+"""What every weighting promises, on Gram matrices that break solvers.
+
+All settings are the defaults, but for seeds. The promises are those of the
+docstrings; a rounded Gram matrix can be held to none of them but up to its own
+rounding, which is that of the largest term in a sum.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+
+from keras_mgda import weightings
+from keras_mgda.weightings import (
+    CRMOGM,
+    CAGrad,
+    FairGrad,
+    GradVac,
+    NashMTL,
+    PCGrad,
+    Random,
+)
+from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
+
+SIZES = (1, 2, 5, 64)
+PROMISES = {
+    "aligned_mtl": "scale permutation",
+    "cagrad": "scale permutation",
+    "config": "scale permutation linear",
+    "cr_mogm": "simplex scale permutation",
+    "dualproj": "non_conflicting scale permutation",
+    "dwa": "scale permutation",
+    "edm": "non_conflicting simplex scale permutation_of_line",
+    "fairgrad": "non_conflicting permutation",
+    "famo": "simplex scale permutation",
+    "fixed": "scale permutation linear",
+    "geometric_mean": "scale permutation",
+    "gradnorm": "scale permutation",
+    "gradvac": "scale",
+    "imtl_g": "scale permutation",
+    "mgda": "non_conflicting simplex scale permutation",
+    "nash_mtl": "non_conflicting permutation",
+    "pcgrad": "scale linear",
+    "random": "simplex scale linear",
+    "stch": "scale permutation",
+    "uncertainty": "scale permutation",
+    "uniform": "scale permutation linear",
+    "upgrad": "non_conflicting scale permutation linear",
+}
+SEEDED = {"gradvac": GradVac, "pcgrad": PCGrad, "random": Random}
+OTHERS = {
+    "cagrad c=1": (functools.partial(CAGrad, 1.0), "non_conflicting"),
+    "cr_mogm of nash_mtl": (lambda: CRMOGM(NashMTL()), "non_conflicting"),
+    "fairgrad alpha=2": (functools.partial(FairGrad, 2.0), "non_conflicting"),
+    "nash_mtl unlimited": (functools.partial(NashMTL, None), "scale"),
+}
+
+
+def makers(promise):
+    """New weightings, without anything to remember, that promise this."""
+    table = {
+        name: (functools.partial(SEEDED[name], seed=1), promises)
+        if name in SEEDED
+        else (functools.partial(weightings.get, name), promises)
+        for name, promises in PROMISES.items()
+    }
+    return [
+        pytest.param(make, id=name)
+        for name, (make, promises) in (table | OTHERS).items()
+        if promise in promises.split() or promise == "all"
+    ]
+
+
+def each(promise):
+    return pytest.mark.parametrize("make", makers(promise))
+
+
+each_size = pytest.mark.parametrize("m", SIZES)
+
+
+def hostile(m):
+    """`{name: gram}`, with zero rows in some."""
+    grams = {}
+    for family in FAMILIES:
+        for spread in SPREADS:
+            if m == 1 and family.__name__ == "pareto_stationary":
+                continue
+            J = jacobian(family, m, spread)
+            name = f"{family.__name__} 1e{spread}"
+            grams[name] = gram_of(J)
+            if spread == 2:
+                J[:: max(2, m // 3)] = 0
+                grams[f"{name} with zeros"] = gram_of(J)
+    grams["all zero"] = np.zeros((m, m), np.float32)
+    return grams
+
+
+def losses(m):
+    return np.float32(10 ** np.linspace(-1, 1, m))
+
+
+def float64(gram, w):
+    gram, w = np.float64(gram), np.float64(w)
+    norms = np.sqrt(np.diag(gram))
+    return gram, w, norms, norms @ np.abs(w)
+
+
+def check(make, m, holds):
+    """Calls `holds` for all matrices, and names those for which it does not."""
+    failed = []
+    for name, gram in hostile(m).items():
+        w = make()(gram, losses(m)).numpy()
+        assert w.dtype == np.float32
+        assert w.shape == (m,)
+        assert np.isfinite(w).all(), name
+        if not holds(gram, w):
+            failed.append(name)
+    assert not failed
+
+
+@each_size
+@each("non_conflicting")
+def test_no_task_objects(make, m):
+    def holds(gram, w):
+        gram, w, norms, size = float64(gram, w)
+        length = np.sqrt(max(w @ gram @ w, 0))
+        rounding = np.finfo(np.float32).eps * norms * size
+        return np.all(gram @ w >= -1e-5 * norms * length - rounding)
+
+    check(make, m, holds)
+
+
+@each_size
+@each("simplex")
+def test_on_the_simplex(make, m):
+    def holds(gram, w):
+        return np.all(w >= 0) and abs(np.float64(w).sum() - 1) < 1e-5
+
+    check(make, m, holds)
+
+
+@each_size
+@each("scale")
+def test_scale_changes_nothing(make, m):
+    def holds(gram, w):
+        return all(
+            np.allclose(
+                make()(gram * np.float32(scale), losses(m)), w, rtol=1e-5
+            )
+            for scale in (2.0**-40, 2.0**40)
+        )
+
+    check(make, m, holds)
+
+
+def same_direction(gram, w, other, tolerance=1e-5):
+    gram, w, norms, size = float64(gram, w)
+    apart = gram @ (w - np.float64(other))
+    return np.all(np.abs(apart) <= tolerance * norms * size)
+
+
+@each_size
+@each("permutation")
+def test_order_changes_nothing(make, m):
+    order = np.random.default_rng(0).permutation(m)
+
+    def holds(gram, w):
+        permuted = make()(gram[np.ix_(order, order)], losses(m)[order]).numpy()
+        return same_direction(gram, w, permuted[np.argsort(order)])
+
+    check(make, m, holds)
+
+
+@each_size
+@each("permutation_of_line")
+def test_order_changes_no_more_than_the_length(make, m):
+    order = np.random.default_rng(0).permutation(m)
+
+    def of_length_one(gram, w):
+        return w / np.sqrt(max(w @ np.float64(gram) @ w, 1e-30))
+
+    def holds(gram, w):
+        permuted = make()(gram[np.ix_(order, order)], losses(m)[order]).numpy()
+        permuted = of_length_one(gram, permuted[np.argsort(order)])
+        return same_direction(gram, of_length_one(gram, w), permuted)
+
+    check(make, m, holds)
+
+
+@each_size
+@each("linear")
+def test_linear_under_scaling(make, m):
+    rng = np.random.default_rng(0)
+    c = rng.uniform(0.5, 2, size=(2, m))
+
+    def coefficients(gram, scales):
+        """Of the raw gradients, when they are scaled."""
+        scaled = np.float64(gram) * np.outer(scales, scales)
+        return scales * make()(scaled, losses(m)).numpy()
+
+    def holds(gram, w):
+        parts = 3 * coefficients(gram, c[0]) + coefficients(gram, c[1])
+        return same_direction(gram, coefficients(gram, 3 * c[0] + c[1]), parts)
+
+    check(make, m, holds)
