@@ -35,7 +35,11 @@ from keras_mgda.descent.task_gradients import (
     through_heads,
 )
 from keras_mgda.descent.verified import along_verified, verify
-from keras_mgda.distribution.replicas import replica_shares, sum_over_replicas
+from keras_mgda.distribution.replicas import (
+    num_replicas,
+    replica_shares,
+    sum_over_replicas,
+)
 from keras_mgda.weightings import Weighting
 
 # What `compile(gradients=...)` takes.
@@ -176,8 +180,13 @@ class Descent:
                 lambda: (weigh(gram), True), task_losses
             )
             if _is_plain_sum(task_weights) and not forward.num_labels:
-                return along_sum(forward, variables, total_loss, loss_scale)
-            found = along_losses(forward, variables, seeds, task_weights)
+                found = along_sum(forward, variables, total_loss, loss_scale)
+                rest = [None] * len(rest)
+            else:
+                found = along_losses(forward, variables, seeds, task_weights)
+            if tf.get_static_value(loss_scale) != 1.0:
+                gram = _gram_of_overflow(forward, variables, seeds, found)
+                found = found._replace(gram=gram)
         # What belongs to no task enters once, outside the simplex.
         return found._replace(gradients=list(map(add, found.gradients, rest)))
 
@@ -284,6 +293,29 @@ def _weighted_losses(
             )
         ]
     )
+
+
+def _gram_of_overflow(
+    forward: ForwardPass,
+    variables: Sequence[keras.Variable],
+    seeds: Sequence[list[tf.Tensor]],
+    found: Direction,
+) -> tf.Tensor:
+    """The Gram matrix, where gradients overflowed: it tells whose these are."""
+    m = forward.num_tasks
+
+    def gram() -> tf.Tensor:
+        gradients = through_heads(forward, variables, seeds)
+        return gram_of_representation(gradients)
+
+    if num_replicas() > 1:  # whose sums cannot stand in a branch of the graph
+        return gram()
+    finite = [
+        tf.reduce_all(tf.math.is_finite(getattr(g, "values", g)))
+        for g in found.gradients
+        if g is not None
+    ]
+    return tf.cond(tf.reduce_all(finite), lambda: tf.zeros([m, m]), gram)
 
 
 def _is_plain_sum(task_weights: tf.Tensor) -> bool:

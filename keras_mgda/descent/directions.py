@@ -5,10 +5,12 @@ along their plain gradient (Sener & Koltun, 2018, Algorithm 2). The functions
 here differ in the task gradients whose Gram matrix chooses the weights `w`.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_mgda.descent.encoder_layers import FindLayers
@@ -19,6 +21,7 @@ from keras_mgda.descent.task_gradients import (
     Gradient,
     TaskGradients,
     add,
+    check_every_task_is_read,
     check_representation,
     combine,
     dense,
@@ -99,6 +102,7 @@ def along_parameters(gradients: TaskGradients, weigh: Weigh) -> Direction:
     References:
         Sener & Koltun, 2018, equation 3.
     """
+    check_every_task_is_read(gradients)
     # One task after another: memory for one backward pass, not for m.
     rows = jacobian(gradients, gradients.in_encoder())
     gram, rows = _gram_of_rows(gradients, rows)
@@ -234,8 +238,12 @@ def along_losses(
     readers = find_readers(forward, variables)
     weights = tf.unstack(tf.cast(task_weights, tf.float32))
 
-    def of_losses(factors: list[tf.Tensor], chosen: list[int]) -> list[Any]:
-        with forward.encoder_gate.opened():
+    def of_losses(
+        factors: list[tf.Tensor], chosen: list[int], *, past_z: bool = False
+    ) -> list[Any]:
+        # A tape walks through the encoder, even if nobody asks for it.
+        gate = forward.encoder_gate
+        with contextlib.nullcontext() if past_z else gate.opened():
             return forward.tape.gradient(
                 losses(forward),
                 values([variables[i] for i in chosen]),
@@ -260,14 +268,25 @@ def along_losses(
         ]
 
     def again() -> list[tf.Tensor]:
-        return list(map(dense, of_losses([tf.ones([])] * len(weights), heads)))
+        ones = [tf.ones([])] * len(weights)
+        past_z = not readers.branches
+        return list(map(dense, of_losses(ones, heads, past_z=past_z)))
 
-    size = tf.abs(task_weights)
-    divisible = tf.reduce_all((size > _DIVISIBLE) & (size < 1 / _DIVISIBLE))
+    known = tf.get_static_value(task_weights)
     if num_replicas() > 1:  # whose sums cannot stand in a branch of the graph
         plain = again()
+    elif known is not None:
+        plain = divided() if bool(_divisible(known)) else again()
     else:
-        plain = tf.cond(divisible, divided, again)
+        plain = tf.cond(_divisible(task_weights), divided, again)
     for i, gradient in zip(heads, plain, strict=True):
         found[i] = gradient
     return Direction(found, task_weights, readers)
+
+
+def _divisible(task_weights: Any) -> Any:
+    size = abs(task_weights)
+    inside = (size > _DIVISIBLE) & (size < 1 / _DIVISIBLE)
+    return (
+        inside.all() if isinstance(size, np.ndarray) else tf.reduce_all(inside)
+    )

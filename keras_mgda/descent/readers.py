@@ -20,23 +20,37 @@ class Readers(NamedTuple):
         of_z: for each tensor of `Z` those that read it, or another tensor of
             `Z` that it feeds.
         of_variables: for each variable those that reach it: two or more of a
-            shared one, one of a head's own; all, if none reaches it.
+            shared one, one of a head's own.
         past_z: for each variable those that reach it without passing `Z`.
+        through_z: for each variable those that reach it through `Z`.
     """
 
     num_tasks: int
     of_z: list[set[int]]
     of_variables: list[list[int]]
     past_z: list[set[int]]
+    through_z: list[set[int]]
+
+    @property
+    def branches(self) -> list[int]:
+        """The variables of heads that begin before `Z`.
+
+        They are a branch of the encoder that a single task reads.
+        """
+        return [
+            i
+            for i, of_variable in enumerate(self.through_z)
+            if of_variable and not self.is_shared(i)
+        ]
 
     def is_shared(self, i: int) -> bool:
-        """Whether variable `i` is shared.
+        """Whether variable `i` is no task's own.
 
-        With one task nothing is; the encoder is then what lies before `Z`.
+        With one task the encoder is what lies before `Z`.
         """
         if self.num_tasks == 1:
             return not self.past_z[i]
-        return len(self.of_variables[i]) > 1
+        return len(self.of_variables[i]) != 1
 
     def owner(self, i: int) -> int | None:
         """The one task whose head variable `i` is a part of."""
@@ -80,15 +94,15 @@ def readers_of_reached(
     of_z = _with_later_tensors(forward, by_source[:num_tensors])
     past_z = by_source[num_tensors:]
     through_z = _through_representation(forward, variables, of_z, past_z)
-    every = range(forward.num_tasks)
     return Readers(
         forward.num_tasks,
         of_z,
         [
-            sorted(past | through) or list(every)
+            sorted(past | through)
             for past, through in zip(past_z, through_z, strict=True)
         ],
         past_z,
+        through_z,
     )
 
 

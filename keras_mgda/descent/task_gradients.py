@@ -91,13 +91,7 @@ def through_heads(
             past_z[i] = _stack(gradients, like=variables[i].value)
         else:
             own[i] = next(g for g in gradients if g is not None)
-    # A head may begin before `Z`: a branch of the encoder that one task reads.
-    before = forward.before_representation(variables)
-    branches = [
-        i
-        for i, possible in enumerate(before)
-        if possible and not readers.is_shared(i)
-    ]
+    branches = readers.branches
     if branches:
         with forward.encoder_gate.opened():
             pulled = forward.tape.gradient(
@@ -220,6 +214,18 @@ def _readers(
     return [sorted(of_variable or every) for of_variable in readers]
 
 
+def check_every_task_is_read(gradients: TaskGradients) -> None:
+    """Raises a `ValueError` if a task depends on nothing that is trained."""
+    readers = gradients.readers
+    for t, task in enumerate(gradients.forward.task_losses):
+        if not any(t in read for read in (*readers.of_z, *readers.past_z)):
+            raise ValueError(
+                "Every task must depend on a trainable variable. Received: "
+                f"task '{task}' depends on none. Give its output the loss "
+                "`None`, or unfreeze what it is made by."
+            )
+
+
 def _stack(by_task: Sequence[Gradient], like: Any) -> tf.Tensor:
     """`[m, ...]`, zero for the tasks that do not reach."""
     zeros = tf.zeros(tf.shape(like), like.dtype)
@@ -247,7 +253,13 @@ def check_representation(gradients: TaskGradients) -> None:
                 "its path, give its output the loss `None`, or use "
                 "`gradients='parameters'`."
             )
-    shared = values([gradients.variables[i] for i in gradients.in_encoder()])
+    shared = values(
+        [
+            gradients.variables[i]
+            for i in gradients.in_encoder()
+            if len(gradients.readers.of_variables[i]) > 1
+        ]
+    )
     for k, of_tensor in enumerate(gradients.readers.of_z):
         if len(of_tensor) >= min(2, len(tasks)):
             continue

@@ -99,6 +99,8 @@ class Update:
         any_labels = tf.reduce_any(has_labels)
         moves = [
             tf.reduce_any(tf.gather(has_labels, of_variable))
+            if of_variable
+            else any_labels
             for of_variable in readers.of_variables
         ]
         moves += [
