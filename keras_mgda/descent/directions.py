@@ -19,10 +19,13 @@ from keras_mgda.descent.forward import ForwardPass, values
 from keras_mgda.descent.readers import Readers, find_readers, losses
 from keras_mgda.descent.task_gradients import (
     Gradient,
+    Rows,
+    TableRows,
     TaskGradients,
     add,
-    check_every_task_is_read,
+    add_rows,
     check_representation,
+    check_tasks_are_trained,
     combine,
     dense,
 )
@@ -102,7 +105,7 @@ def along_parameters(gradients: TaskGradients, weigh: Weigh) -> Direction:
     References:
         Sener & Koltun, 2018, equation 3.
     """
-    check_every_task_is_read(gradients)
+    check_tasks_are_trained(gradients)
     # One task after another: memory for one backward pass, not for m.
     rows = jacobian(gradients, gradients.in_encoder())
     gram, rows = _gram_of_rows(gradients, rows)
@@ -143,9 +146,7 @@ def gram_of_representation(gradients: TaskGradients) -> tf.Tensor:
     if gradients.at_z:
         gram = sum_over_replicas(jacobian_gram(gradients.at_z))
     if gradients.past_z:
-        # Of these a replica holds a part of each entry, not some of them.
-        rows = sum_over_replicas(list(gradients.past_z.values()))
-        gram += jacobian_gram(rows)
+        gram += _gram(gradients.past_z)
     return gram
 
 
@@ -195,15 +196,25 @@ def with_heads(
 
 
 def _gram_of_rows(
-    gradients: TaskGradients, rows: Mapping[int, tf.Tensor]
-) -> tuple[tf.Tensor, dict[int, tf.Tensor]]:
+    gradients: TaskGradients, rows: Mapping[int, Rows]
+) -> tuple[tf.Tensor, dict[int, Rows]]:
     """The Gram matrix of encoder rows with what does not pass `Z` added."""
     rows = dict(rows)
     for i, of_tasks in gradients.past_z.items():
-        rows[i] = add(rows.get(i), of_tasks)
+        rows[i] = add_rows(rows.get(i), of_tasks)
     if not rows:  # all that is shared is frozen: there is nothing to weigh
         return tf.zeros([gradients.num_tasks] * 2), rows
-    return jacobian_gram(sum_over_replicas(list(rows.values()))), rows
+    return _gram(rows), rows
+
+
+def _gram(rows: Mapping[int, Rows]) -> tf.Tensor:
+    """Of these a replica holds a part of each entry, not some of them."""
+    tables = [r for r in rows.values() if isinstance(r, TableRows)]
+    others = [r for r in rows.values() if not isinstance(r, TableRows)]
+    if num_replicas() > 1:
+        others, tables = others + [table.dense() for table in tables], []
+    summed = sum_over_replicas(others) if others else []
+    return jacobian_gram([*summed, *(table.summed() for table in tables)])
 
 
 def along_sum(

@@ -7,12 +7,23 @@ products `J v`, too, with the same dropout masks and batch statistics.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from keras_mgda.descent.forward import ForwardPass, values
-from keras_mgda.descent.task_gradients import Gradient, TaskGradients, dense
-from keras_mgda.distribution.replicas import without_collectives
+from keras_mgda.descent.task_gradients import (
+    Gradient,
+    Rows,
+    TableRows,
+    TaskGradients,
+    dense,
+)
+from keras_mgda.distribution.replicas import num_replicas, without_collectives
+
+# Rows of a variable, from which on it is asked whether it is a table: below,
+# a dense gradient for each task costs less than to ask.
+_TABLE = 4096
 
 
 def pull_back(
@@ -73,7 +84,7 @@ def jacobian(
     candidates: Sequence[int],
     *,
     at_once: bool = False,
-) -> dict[int, tf.Tensor]:
+) -> dict[int, Rows]:
     """`J' dL_t/dZ` for every task `t`.
 
     Args:
@@ -84,39 +95,84 @@ def jacobian(
             after another.
 
     Returns:
-        `{variable index: [m, ...]}` for the candidates that are part of the
-        encoder.
+        `{variable index: rows of all tasks}` for the candidates that are part
+        of the encoder.
     """
     forward = gradients.forward
     sources = values([gradients.variables[i] for i in candidates])
-    if not sources:
+    if not (sources and gradients.at_z):
         return {}
+    tables = _tables(forward, sources)
     inside: set[int] = set()
 
-    def of_one_task(of_task: list[tf.Tensor]) -> list[tf.Tensor]:
+    def of_one_task(of_task: list[tf.Tensor]) -> list[Any]:
         pulled = pull_back(forward, of_task, sources)
-        found = dict(zip(candidates, pulled, strict=True))
-        inside.update(i for i in candidates if found[i] is not None)
+        inside.update(k for k, g in enumerate(pulled) if g is not None)
         return [
-            tf.zeros_like(source) if gradient is None else dense(gradient)
-            for source, gradient in zip(sources, pulled, strict=True)
+            (tf.cast(gradient.indices, tf.int64), gradient.values)
+            if k in tables
+            else tf.zeros_like(source)
+            if gradient is None
+            else dense(gradient)
+            for k, (source, gradient) in enumerate(
+                zip(sources, pulled, strict=True)
+            )
         ]
 
     # Either way the backward pass is traced once.
     with without_collectives("the encoder with these `gradients`"):
-        if at_once and _can_vectorize(forward):
+        if at_once and not tables and _can_vectorize(forward):
             of_tasks = tf.vectorized_map(of_one_task, gradients.at_z)
         else:
             of_tasks = tf.map_fn(
                 of_one_task,
                 gradients.at_z,
                 fn_output_signature=[
-                    tf.TensorSpec(s.shape, s.dtype) for s in sources
+                    (
+                        tf.TensorSpec([None], tf.int64),
+                        tf.TensorSpec([None, *s.shape[1:]], s.dtype),
+                    )
+                    if k in tables
+                    else tf.TensorSpec(s.shape, s.dtype)
+                    for k, s in enumerate(sources)
                 ],
                 parallel_iterations=1,
             )
-    by_index = dict(zip(candidates, of_tasks, strict=True))
-    return {i: by_index[i] for i in candidates if i in inside}
+    return {
+        candidates[k]: TableRows(rows[0][0], rows[1], sources[k].shape)
+        if k in tables
+        else rows
+        for k, rows in enumerate(of_tasks)
+        if k in inside
+    }
+
+
+def _tables(forward: ForwardPass, sources: Sequence[tf.Variable]) -> set[int]:
+    """The large sources of which rows are read alone, as embeddings are.
+
+    Of these a gradient holds the rows that were read, and must not be made
+    dense for each task.
+    """
+    large = [
+        k
+        for k, s in enumerate(sources)
+        if len(s.shape) > 1 and s.shape[0] >= _TABLE
+    ]
+    if not large or num_replicas() > 1:
+        return set()
+    found: set[int] = set()
+
+    def look() -> None:
+        ones = [tf.ones_like(z.encoded) for z in forward.representations]
+        pulled = pull_back(forward, ones, [sources[k] for k in large])
+        found.update(
+            k
+            for k, gradient in zip(large, pulled, strict=True)
+            if isinstance(gradient, tf.IndexedSlices)
+        )
+
+    tf.function(look, autograph=False).get_concrete_function()  # never run
+    return found
 
 
 def _can_vectorize(forward: ForwardPass) -> bool:

@@ -22,6 +22,46 @@ from keras_mgda.descent.readers import Readers, losses, readers_of_reached
 Gradient = Any  # tf.Tensor, tf.IndexedSlices or None
 
 
+class TableRows(NamedTuple):
+    """The task gradients of a table, such as an embedding, by the rows read.
+
+    Attributes:
+        indices: `[k]`, the rows; one that was read twice is there twice.
+        values: `[m, k, ...]`, the gradients of these.
+        shape: of the table.
+    """
+
+    indices: tf.Tensor
+    values: tf.Tensor
+    shape: tf.TensorShape
+
+    def summed(self) -> tf.Tensor:
+        """`[m, k, ...]`: each row once, in sum; zeros for the other places."""
+        order = tf.argsort(self.indices, stable=True)
+        ordered = tf.gather(self.indices, order)
+        is_new = tf.cast(ordered[1:] != ordered[:-1], tf.int32)
+        place = tf.concat([[0], tf.cumsum(is_new)], axis=0)[: tf.size(ordered)]
+        by_row = tf.experimental.numpy.swapaxes(self.values, 0, 1)
+        summed = tf.math.unsorted_segment_sum(
+            tf.gather(by_row, order), place, tf.size(ordered)
+        )
+        return tf.experimental.numpy.swapaxes(summed, 0, 1)
+
+    def dense(self) -> tf.Tensor:
+        """`[m, ...]`."""
+        of_tasks = [
+            tf.convert_to_tensor(
+                tf.IndexedSlices(values, self.indices, self.shape)
+            )
+            for values in tf.unstack(self.values)
+        ]
+        return tf.stack(of_tasks)
+
+
+# The gradients of all tasks: `[m, ...]`, or a `TableRows`.
+Rows = Any
+
+
 class TaskGradients(NamedTuple):
     """What the backward passes through the heads found.
 
@@ -30,8 +70,8 @@ class TaskGradients(NamedTuple):
         variables: the trainable variables of the model.
         readers: which tasks read what.
         at_z: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`.
-        past_z: `D_t`, `{variable index: [m, ...]}`, of the shared variables
-            that some task reaches without passing `Z`.
+        past_z: `D_t`, `{variable index: rows}`, of the shared variables that
+            some task reaches without passing `Z`.
         own: `{variable index: gradient}`, the plain gradient of the heads.
     """
 
@@ -39,7 +79,7 @@ class TaskGradients(NamedTuple):
     variables: Sequence[keras.Variable]
     readers: Readers
     at_z: list[tf.Tensor]
-    past_z: dict[int, tf.Tensor]
+    past_z: dict[int, Rows]
     own: dict[int, Gradient]
 
     @property
@@ -88,7 +128,7 @@ def through_heads(
         if not readers.past_z[i]:
             continue
         if readers.is_shared(i):
-            past_z[i] = _stack(gradients, like=variables[i].value)
+            past_z[i] = _rows(gradients, variables[i].value)
         else:
             own[i] = next(g for g in gradients if g is not None)
     branches = readers.branches
@@ -137,20 +177,42 @@ def of_total_loss(
     return seeds, rest
 
 
-def combine(task_weights: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
-    """`sum_t w_t g_t` of `[m, ...]`, summed in float32 at least."""
-    wide = tf.float32 if gradients.dtype.size < 4 else gradients.dtype
-    total = tf.tensordot(
-        tf.cast(task_weights, wide), tf.cast(gradients, wide), 1
-    )
-    return tf.cast(total, gradients.dtype)
+def combine(task_weights: tf.Tensor, rows: Rows) -> Gradient:
+    """`sum_t w_t g_t`, summed in float32 at least."""
+    if isinstance(rows, TableRows):
+        values = combine(task_weights, rows.values)
+        return tf.IndexedSlices(values, rows.indices, rows.shape)
+    wide = tf.float32 if rows.dtype.size < 4 else rows.dtype
+    total = tf.tensordot(tf.cast(task_weights, wide), tf.cast(rows, wide), 1)
+    return tf.cast(total, rows.dtype)
 
 
 def add(left: Gradient, right: Gradient) -> Gradient:
     """The sum of two gradients, of which either may be missing."""
     if left is None or right is None:
         return right if left is None else left
+    if isinstance(left, tf.IndexedSlices) and isinstance(
+        right, tf.IndexedSlices
+    ):
+        return tf.IndexedSlices(
+            tf.concat([left.values, right.values], axis=0),
+            tf.concat([left.indices, right.indices], axis=0),
+            left.dense_shape,
+        )
     return dense(left) + dense(right)
+
+
+def add_rows(left: Rows | None, right: Rows) -> Rows:
+    """The sum of the rows of all tasks, of which the left may be missing."""
+    if left is None:
+        return right
+    if isinstance(left, TableRows) and isinstance(right, TableRows):
+        return TableRows(
+            tf.concat([left.indices, right.indices], axis=0),
+            tf.concat([left.values, right.values], axis=1),
+            left.shape,
+        )
+    return dense_rows(left) + dense_rows(right)
 
 
 def dense(gradient: Gradient) -> tf.Tensor:
@@ -158,72 +220,33 @@ def dense(gradient: Gradient) -> tf.Tensor:
     return tf.convert_to_tensor(gradient)
 
 
-def _readers_of_representation(
-    forward: ForwardPass, at_z: Sequence[dict[int, Gradient]]
-) -> list[set[int]]:
-    """For each tensor of `Z` the tasks that read it, or what it feeds."""
-    readers = [set(by_task) for by_task in at_z]
-    # The last first: one that feeds a later one serves the tasks of that, too.
-    for k in reversed(range(len(readers))):
-        later = [
-            j
-            for j in range(k + 1, len(readers))
-            if not readers[j] <= readers[k]
-        ]
-        for j in later:
-            encoded = forward.representations[j].encoded
-            if any(
-                forward.reaching([encoded], [forward.representations[k].read])
-            ):
-                readers[k] |= readers[j]
-    return readers
+def dense_rows(rows: Rows) -> tf.Tensor:
+    """Rows that may be those of a table, as `[m, ...]`."""
+    return rows.dense() if isinstance(rows, TableRows) else rows
 
 
-def _readers(
-    forward: ForwardPass,
-    variables: Sequence[keras.Variable],
-    past_z: Sequence[dict[int, Gradient]],
-    readers_of_z: Sequence[set[int]],
-) -> list[list[int]]:
-    """For each variable the tasks that reach it."""
-    every = set(range(forward.num_tasks))
-    readers = [set(by_task) for by_task in past_z]
-    before = forward.before_representation(variables)
-    # Only what cannot be told otherwise is looked up, for that is a trace of
-    # the encoder's backward pass: mostly all tasks read all of `Z`.
-    open_to_all = all(of_z == every for of_z in readers_of_z)
-    candidates = [
-        i
-        for i, possible in enumerate(before)
-        if possible and (readers[i] or not open_to_all)
-    ]
-    for i, possible in enumerate(before):
-        if possible and i not in candidates:
-            readers[i] = set(every)
-    groups: dict[frozenset[int], list[tf.Tensor]] = {}
-    for of_z, z in zip(readers_of_z, forward.representations, strict=True):
-        groups.setdefault(frozenset(of_z), []).append(z.encoded)
-    for of_group, encoded in groups.items():
-        unknown = [i for i in candidates if not readers[i] >= of_group]
-        found = forward.reaching(
-            encoded, values([variables[i] for i in unknown])
+def _rows(by_task: Sequence[Gradient], variable: tf.Variable) -> Rows:
+    """`[m, ...]`, or those of a table if all that reaches it reads rows."""
+    reached = [gradient for gradient in by_task if gradient is not None]
+    if not all(isinstance(g, tf.IndexedSlices) for g in reached):
+        return _stack(by_task, like=variable)
+    none = tf.zeros_like(reached[0].values[:0])
+    values = [none if g is None else g.values for g in by_task]
+    # Each task has rows of its own, and zeros in those of the others.
+    blocks = [
+        tf.concat(
+            [
+                of_task if s == t else tf.zeros_like(of_task)
+                for s, of_task in enumerate(values)
+            ],
+            axis=0,
         )
-        for i, reached in zip(unknown, found, strict=True):
-            if reached:
-                readers[i] |= of_group
-    return [sorted(of_variable or every) for of_variable in readers]
-
-
-def check_every_task_is_read(gradients: TaskGradients) -> None:
-    """Raises a `ValueError` if a task depends on nothing that is trained."""
-    readers = gradients.readers
-    for t, task in enumerate(gradients.forward.task_losses):
-        if not any(t in read for read in (*readers.of_z, *readers.past_z)):
-            raise ValueError(
-                "Every task must depend on a trainable variable. Received: "
-                f"task '{task}' depends on none. Give its output the loss "
-                "`None`, or unfreeze what it is made by."
-            )
+        for t in range(len(values))
+    ]
+    indices = [tf.cast(g.indices, tf.int64) for g in reached]
+    return TableRows(
+        tf.concat(indices, axis=0), tf.stack(blocks), variable.shape
+    )
 
 
 def _stack(by_task: Sequence[Gradient], like: Any) -> tf.Tensor:
@@ -271,4 +294,16 @@ def check_representation(gradients: TaskGradients) -> None:
                 f"of shape {tuple(read.shape)}, is read by "
                 f"{[tasks[t] for t in of_tensor] or 'none'}. Move it to where "
                 "the tasks part, or remove it."
+            )
+
+
+def check_tasks_are_trained(gradients: TaskGradients) -> None:
+    """Raises a `ValueError` if a task depends on nothing that is trained."""
+    readers = gradients.readers
+    for t, task in enumerate(gradients.forward.task_losses):
+        if not any(t in read for read in (*readers.of_z, *readers.past_z)):
+            raise ValueError(
+                "Every task must depend on a trainable variable. Received: "
+                f"task '{task}' depends on none. Give its output the loss "
+                "`None`, or unfreeze what it is made by."
             )

@@ -29,6 +29,7 @@ from keras_mgda.descent.encoder_layers import encoder_variables, last_layers
 from keras_mgda.descent.encoder_products import push_forward
 from keras_mgda.descent.task_gradients import (
     Gradient,
+    TableRows,
     TaskGradients,
     check_representation,
     dense,
@@ -256,7 +257,11 @@ def derivatives(
         list(unit.values()),
     )
     pairs = list(zip(gradients.at_z, along_z, strict=True)) + [
-        (rows, unit[i]) for i, rows in gradients.past_z.items() if i in unit
+        (rows.values, tf.gather(unit[i], rows.indices))
+        if isinstance(rows, TableRows)
+        else (rows, unit[i])
+        for i, rows in gradients.past_z.items()
+        if i in unit
     ]
     products = [
         tf.linalg.matvec(
