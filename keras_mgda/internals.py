@@ -6,6 +6,7 @@ Keras 3.10 to 3.15 and TensorFlow 2.18 to 2.21.
 """
 
 import collections
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -143,3 +144,24 @@ def _prefixes(name: str) -> Iterator[str]:
     while "_" in name:
         name = name.rpartition("_")[0]
         yield name
+
+
+def _gradient_of_update_slice(operation: Any, dy: tf.Tensor) -> list[Any]:
+    """Of the input and of the update: what was not overwritten, and what was.
+
+    XLA differentiates `tf.slice` by this operation, which has no gradient of
+    its own, so that what slices, as position embeddings do, would have no
+    second derivative under XLA. Can go when TensorFlow registers one.
+    """
+    _, update, start = operation.inputs
+    inside = tf.ones([], tf.bool)
+    for axis, size in enumerate(update.shape):
+        place = tf.range(dy.shape[axis], dtype=start.dtype) - start[axis]
+        of_axis = [-1 if k == axis else 1 for k in range(dy.shape.rank)]
+        inside &= tf.reshape((place >= 0) & (place < size), of_axis)
+    kept = tf.where(inside, tf.zeros_like(dy), dy)
+    return [kept, tf.slice(dy, start, update.shape), None]
+
+
+with contextlib.suppress(KeyError):  # TensorFlow has one by now
+    tf.RegisterGradient("XlaDynamicUpdateSlice")(_gradient_of_update_slice)
