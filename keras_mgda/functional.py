@@ -1,9 +1,46 @@
-"""Classes of models that are made from inputs and outputs."""
+"""Functional models, and where their tasks part.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+A functional model is a graph: calls of layers, and the tensors between them.
+Whatever is inside of nested functional models is seen as part of it. Symbols: a
+task *reads* a tensor if its output depends on it, and a variable if it reads
+the output of a call that uses the variable. Of a tensor `z`, and a call `c`,
+
+    R(z), R(c)   the set of tasks that read it,
+    T            all tasks,
+    V(c)         the variables of the layer that is called, frozen or not.
+
+`Z`, the shared representation, is where what the tasks share ends:
+
+1. each tensor with `R(z) = T` that comes from variables, and that a call with
+   `R(output) != T` for one of its outputs reads, or that is an output;
+2. where calls that step 1 leaves beside `Z` use variables that several tasks
+   read, as those of a layer that is called once for each input, or an encoder
+   that returns one tensor for each task: what such calls hand on to others.
+
+What this file needs of Keras and Keras does not document is named here: the
+graph (`_nodes_by_depth`, `_keras_history`, and the nodes' `operation`,
+`arguments`, `input_tensors`, `outputs`, `is_input`), the variables that a layer
+would train if it was not frozen (`_flatten_layers`, `_trainable_variables`),
+and how a model runs its layers (`_run_through_graph`).
+"""
+
+import warnings
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import keras
+
+from keras_mgda.descent import forward as recording
+from keras_mgda.layers import SharedRepresentation
+from keras_mgda.training import tasks
 
 _some_input = keras.Input((1,), name="input")
 _some_output = keras.layers.Identity(name="output")(_some_input)
@@ -28,3 +65,973 @@ def make_functional(cls: type, base: type, functional: type) -> None:
     cls.__bases__ = tuple(
         functional if parent is base else parent for parent in cls.__bases__
     )
+
+
+class MarkedFunctional(Functional):  # type: ignore[misc, valid-type]
+    """A functional model that may hold marks, `SharedRepresentation` layers.
+
+    Keras orders the layers of a functional model, and with them its weights
+    and what is in its files, by their depth in the graph. A mark adds to the
+    depth of all that stands before it, and would change the order where
+    branches are of different length. So the layers of this model are in the
+    order that they have without the marks, which is that of the plain model.
+    It follows from the graph alone, and so holds for copies, too.
+
+    Marks with `inside` are set within the nested models while a training step
+    is recorded, and in no other call.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        Functional.__init__(self, *args, **kwargs)
+        # Functions, for Keras looks for variables in whatever else it finds.
+        self._with_marks_inside = _marked_inside(self)
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        if "_position" not in self.__dict__:  # while Keras makes the model
+            self._position = _positions(self).__getitem__
+        layers: list[keras.layers.Layer] = super().layers
+        return sorted(layers, key=lambda layer: self._position(layer.name))
+
+    @layers.setter
+    def layers(self, layers: Any) -> None:
+        Functional.layers.fset(self, layers)  # says that it cannot be set
+
+    def _run_through_graph(
+        self,
+        inputs: Any,
+        operation_fn: Callable[[Any], Any] = lambda operation: operation,
+        **kwargs: Any,
+    ) -> Any:
+        if recording.current() is not None:
+            plain_fn = operation_fn
+            operation_fn = lambda op: plain_fn(self._with_marks_inside(op))  # noqa: E731
+        return super()._run_through_graph(inputs, operation_fn, **kwargs)
+
+
+# The graph.
+
+
+class Tensor:
+    """A tensor of a graph, whichever models hand it on.
+
+    Attributes:
+        symbol: the symbolic tensor of the call that makes it.
+        places: of that call, and of the calls of nested models that return it,
+            from the inside to the outside.
+        readers: the calls that read it.
+    """
+
+    def __init__(self, symbol: keras.KerasTensor) -> None:
+        self.symbol = symbol
+        self.places: list[Place] = []
+        self.readers: list[Call] = []
+
+    @property
+    def is_floating(self) -> bool:
+        return bool(keras.backend.is_float_dtype(self.symbol.dtype))
+
+
+class Place(NamedTuple):
+    """One output of one call of a layer.
+
+    Attributes:
+        scope: the calls of nested models within which this call stands.
+        node: the call.
+        output: the number of the output.
+    """
+
+    scope: tuple[Any, ...]
+    node: Any
+    output: int
+
+    @property
+    def name(self) -> str:
+        return _name(self.scope, self.node)
+
+
+class Call:
+    """One call of a layer, or of another operation, which is no nested model.
+
+    Attributes:
+        scope: the calls of nested models within which it stands.
+        node: what Keras notes of it.
+        inputs: what it reads.
+        outputs: what it makes.
+    """
+
+    def __init__(
+        self,
+        scope: tuple[Any, ...],
+        node: Any,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+    ) -> None:
+        self.scope = scope
+        self.node = node
+        self.inputs = inputs
+        self.outputs = outputs
+
+    @property
+    def operation(self) -> Any:
+        return self.node.operation
+
+    @property
+    def name(self) -> str:
+        return _name(self.scope, self.node)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What the layer trains, or would if it was not frozen."""
+        if not isinstance(self.operation, keras.layers.Layer):
+            return []
+        return [
+            variable
+            for layer in self.operation._flatten_layers()
+            for variable in layer._trainable_variables
+        ]
+
+
+class Graph:
+    """The calls of a functional model, and who reads what.
+
+    Attributes:
+        calls: of all layers, also of those in nested models, each before the
+            calls that read its outputs.
+        tasks: the outputs that depend on variables, trained or frozen.
+        variables: of each call.
+        reads: of each tensor, the tasks that read it.
+        reads_call: of each call.
+        reads_variable: of each variable, by its id.
+        comes_from_variables: the tensors through which a gradient arrives at a
+            variable, if that is trained.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.calls: list[Call] = []
+        inputs = [Tensor(symbol) for symbol in model.inputs]
+        known = self._walk(model, inputs, ())
+        outputs = {
+            name: known[id(symbol)]
+            for name, symbol in _named_outputs(model).items()
+        }
+        self.variables = {call: call.variables for call in self.calls}
+        self.comes_from_variables: set[Tensor] = set()
+        for call in self.calls:
+            if self.variables[call] or any(
+                tensor in self.comes_from_variables for tensor in call.inputs
+            ):
+                self.comes_from_variables.update(
+                    tensor for tensor in call.outputs if tensor.is_floating
+                )
+            for tensor in call.inputs:
+                tensor.readers.append(call)
+        self.tasks = {
+            name: tensor
+            for name, tensor in outputs.items()
+            if tensor in self.comes_from_variables
+        }
+        self.reads: dict[Tensor, set[str]] = {}
+        for task, tensor in self.tasks.items():
+            self.reads.setdefault(tensor, set()).add(task)
+        self.reads_call: dict[Call, set[str]] = {}
+        self.reads_variable: dict[int, set[str]] = {}
+        for call in reversed(self.calls):
+            readers = _union(self.reads.get(t, ()) for t in call.outputs)
+            self.reads_call[call] = readers
+            for tensor in call.inputs:
+                if tensor.is_floating:  # no gradient passes the others
+                    self.reads.setdefault(tensor, set()).update(readers)
+            for variable in self.variables[call]:
+                self.reads_variable.setdefault(id(variable), set()).update(
+                    readers
+                )
+
+    def _walk(
+        self, model: keras.Model, inputs: list[Tensor], scope: tuple[Any, ...]
+    ) -> dict[int, Tensor]:
+        """Notes the calls of a model; returns its tensors, by symbol."""
+        known = dict(zip(map(id, model.inputs), inputs, strict=True))
+        for node in _nodes(model):
+            # Where an optional input is missing, so is what follows of it.
+            given = [known[id(t)] for t in node.input_tensors if id(t) in known]
+            nested = _inputs_of_nested(node)
+            if nested is None:
+                outputs = [Tensor(symbol) for symbol in node.outputs]
+                self.calls.append(Call(scope, node, given, outputs))
+            else:
+                inner = _as_it_trains(model, node.operation)
+                found = self._walk(
+                    inner,
+                    [known.get(id(t)) or Tensor(t) for t in nested],
+                    (*scope, node),
+                )
+                outputs = [found[id(symbol)] for symbol in inner.outputs]
+            for k, symbol in enumerate(node.outputs):
+                outputs[k].places.append(Place(scope, node, k))
+                known[id(symbol)] = outputs[k]
+        return known
+
+    def before(self, ends: Iterable[Tensor]) -> set[Call]:
+        """The calls that these tensors come from."""
+        wanted, found = set(ends), set()
+        for call in reversed(self.calls):
+            if any(tensor in wanted for tensor in call.outputs):
+                found.add(call)
+                wanted.update(call.inputs)
+        return found
+
+    def after(
+        self, starts: Iterable[Tensor], around: Collection[Call] = ()
+    ) -> set[Call]:
+        """The calls that come from these tensors, not by those `around`."""
+        known, found = set(starts), set()
+        for call in self.calls:
+            if call not in around and any(t in known for t in call.inputs):
+                found.add(call)
+                known.update(call.outputs)
+        return found
+
+
+def _nodes(model: keras.Model) -> list[Any]:
+    """What Keras notes of each call, each before those that read of it."""
+    return [
+        node
+        for _, of_depth in sorted(model._nodes_by_depth.items(), reverse=True)
+        for node in of_depth
+        if not node.is_input
+    ]
+
+
+def _named_outputs(model: keras.Model) -> dict[str, Any]:
+    if isinstance(model.output, Mapping):
+        return tasks.flatten(model.output)
+    return {str(k): symbol for k, symbol in enumerate(model.outputs)}
+
+
+def _as_it_trains(model: keras.Model, nested: Any) -> Any:
+    """A nested model with the marks that are set in it."""
+    if isinstance(model, MarkedFunctional):
+        return model._with_marks_inside(nested)
+    return nested
+
+
+def _inputs_of_nested(node: Any) -> list[Any] | None:
+    """What a nested model is called on, in the order of its own inputs.
+
+    `None` if this is no call of a functional model whose graph is all of it.
+    """
+    model, args = node.operation, node.arguments.args
+    if not _is_its_graph(model) or len(args) != 1:
+        return None
+    (given,) = args
+    if isinstance(given, Mapping) and not isinstance(model.input, Mapping):
+        given = [given.get(symbol.name) for symbol in model.inputs]
+    flat = keras.tree.flatten(given)
+    return flat if len(flat) == len(model.inputs) else None
+
+
+def _is_its_graph(model: Any) -> bool:
+    return isinstance(model, Functional) and type(model).call is Functional.call
+
+
+def _name(scope: Iterable[Any], node: Any) -> str:
+    return "/".join(n.operation.name for n in (*scope, node))
+
+
+def _union(sets: Iterable[Iterable[str]]) -> set[str]:
+    return set().union(*sets)
+
+
+# The order of the layers.
+
+
+class _Named(keras.Operation):
+    """Stands for a layer, in a graph of the same edges."""
+
+    def call(self, *args: Any) -> None:
+        raise NotImplementedError
+
+    def compute_output_spec(self, inputs: list[Any], num_outputs: int) -> Any:
+        return [keras.KerasTensor(()) for _ in range(num_outputs)]
+
+
+def _positions(model: keras.Model) -> dict[str, float]:
+    """The place of each layer among those of the plain model, by its name.
+
+    Keras decides it, for a graph of the same edges without the marks.
+    """
+    inputs = [
+        keras.Input((), name=symbol._keras_history.operation.name)
+        for symbol in model.inputs
+    ]
+    known = dict(zip(map(id, model.inputs), inputs, strict=True))
+    operations: dict[str, _Named] = {}
+    marks: dict[str, list[Any]] = {}
+    for node in _nodes(model):
+        name = node.operation.name
+        given = [known[id(symbol)] for symbol in node.input_tensors]
+        if isinstance(node.operation, SharedRepresentation):
+            marks.setdefault(name, []).extend(given)
+            outputs = given
+        else:
+            if name not in operations:
+                operations[name] = _Named(name=name)
+            outputs = operations[name](given, num_outputs=len(node.outputs))
+        known |= dict(zip(map(id, node.outputs), outputs, strict=True))
+    plain = keras.Function(inputs, [known[id(t)] for t in model.outputs])
+    positions = {op.name: float(k) for k, op in enumerate(plain.operations)}
+    for name, marked in marks.items():  # behind the last that it marks
+        positions[name] = 0.5 + max(
+            positions[tensor._keras_history.operation.name] for tensor in marked
+        )
+    return positions
+
+
+# Where the tasks part.
+
+
+class Part(NamedTuple):
+    """A tensor that belongs to `Z`.
+
+    Attributes:
+        name: of the layer whose output it is; `"model/layer"` where that is
+            within a nested model.
+        shape: of the tensor.
+        tasks: those that read it.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    tasks: tuple[str, ...]
+
+
+class Cut(NamedTuple):
+    """Where the tasks of a model part.
+
+    Attributes:
+        parts: the tensors of `Z`.
+        apart: the pairs of tasks that read no tensor of `Z` in common. Their
+            entry in the Gram matrix at `Z` is zero, whatever they share.
+    """
+
+    parts: list[Part]
+    apart: list[tuple[str, str]]
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether no two tasks have a tensor of `Z` in common."""
+        num_tasks = len(_union(part.tasks for part in self.parts))
+        return num_tasks > 1 and 2 * len(self.apart) == num_tasks * (
+            num_tasks - 1
+        )
+
+    def __str__(self) -> str:
+        """`'layer' (None, 3), 'model/layer' (None, 4)`"""
+        return ", ".join(f"'{part.name}' {part.shape}" for part in self.parts)
+
+
+class Marked(NamedTuple):
+    """What a model with its shared representation marked is made from.
+
+    Attributes:
+        inputs: those of the plain model.
+        outputs: `{task: tensor}`.
+        cut: what is marked.
+    """
+
+    inputs: Any
+    outputs: Any
+    cut: Cut
+
+
+def mark(
+    model: keras.Model, shared: str | Sequence[str] | None = None
+) -> Marked:
+    """Marks where the tasks of a functional model part.
+
+    The marked model consists of the same layers, and of the same calls of them
+    up to the marks.
+
+    Args:
+        model: a functional model whose outputs are a dict, `{task: tensor}`.
+        shared: the name of the layer whose output is the shared representation,
+            or several names; `"model/layer"` of one in a nested model. `None`
+            finds it; a model with marks then keeps its own.
+
+    Raises:
+        ValueError: if the model is not functional, its outputs have no names,
+            there is no such layer, or nothing that could be marked.
+
+    Warns:
+        UserWarning: if two tasks have nothing of the shared representation in
+            common; if methods of the model, or what it was compiled with, stay
+            behind.
+    """
+    _check_functional(model)
+    graph = Graph(model)
+    if shared is None:
+        shared_tensors = _marks(graph) or _where_tasks_part(model, graph)
+        places = [] if _marks(graph) else _places(graph, shared_tensors)
+    else:
+        places = _after_layers(
+            graph, [shared] if isinstance(shared, str) else list(shared)
+        )
+        shared_tensors = _tensors_at(graph, places)
+    cut = _describe_cut(graph, shared_tensors)
+    _warn_of_what_is_lost(model)
+    if shared is None and cut.apart:
+        warnings.warn(_advice_if_apart(cut), stacklevel=3)
+    return Marked(model.input, _splice(model, places), cut)
+
+
+def _marks(graph: Graph) -> list[Tensor]:
+    """What the model's own marks mark."""
+    return [
+        tensor
+        for call in graph.calls
+        if isinstance(call.operation, SharedRepresentation)
+        and not call.operation.inside
+        for tensor in call.inputs
+        if tensor.is_floating
+    ]
+
+
+def _where_tasks_part(model: keras.Model, graph: Graph) -> list[Tensor]:
+    """The tensors of `Z`, by the two steps at the top of this file."""
+    found = _read_by_all(graph)
+    before = graph.before(found)
+    beside = set(graph.calls) - before - graph.after(found)
+    sharing = {
+        call
+        for call in beside
+        if any(
+            len(graph.reads_variable[id(variable)]) > 1
+            for variable in graph.variables[call]
+        )
+    }
+    sharing |= graph.before(t for call in sharing for t in call.inputs)
+    encoder = before | sharing
+    ends = set(graph.tasks.values())
+    found += [
+        tensor
+        for call in graph.calls
+        if call in sharing - before
+        for tensor in call.outputs
+        if tensor in graph.comes_from_variables
+        and graph.reads.get(tensor)
+        and (tensor in ends or not encoder.issuperset(_of_a_task(graph, tensor)))
+    ]
+    _check_found(model, graph, found)
+    return found
+
+
+def _read_by_all(graph: Graph) -> list[Tensor]:
+    """Step 1: the last tensors from variables that all tasks read."""
+    everyone, ends = set(graph.tasks), set(graph.tasks.values())
+    parting = {
+        call
+        for call in graph.calls
+        if any(
+            graph.reads.get(tensor, everyone) != everyone
+            for tensor in call.outputs
+        )
+    }
+    return [
+        tensor
+        for call in graph.calls
+        for tensor in call.outputs
+        if graph.reads.get(tensor) == everyone
+        and tensor in graph.comes_from_variables
+        and (tensor in ends or parting & set(_of_a_task(graph, tensor)))
+    ]
+
+
+def _of_a_task(graph: Graph, tensor: Tensor) -> list[Call]:
+    """The calls that read the tensor for some task."""
+    return [call for call in tensor.readers if graph.reads_call[call]]
+
+
+def _places(graph: Graph, shared: Sequence[Tensor]) -> list[Place]:
+    """Where to mark tensors: as far outside of nested models as possible."""
+    encoder = graph.before(shared)
+    ends = set(graph.tasks.values())
+    places = []
+    for tensor in shared:
+        stops = [
+            call
+            for call in _of_a_task(graph, tensor)
+            if call not in encoder
+        ]
+        # A call of the encoder is to read what is marked, too, if the one that
+        # the task reads comes of it: no matter, so it may stay outside.
+        place = next(
+            place
+            for place in reversed(tensor.places)
+            if tensor in ends
+            or not any(_is_within(call, place) for call in stops)
+        )
+        places.append(place)
+    return places
+
+
+def _is_within(call: Call, place: Place) -> bool:
+    """Whether a call is part of the call of a nested model at the place."""
+    inner = (*place.scope, place.node)
+    return call.scope[: len(inner)] == inner
+
+
+def _after_layers(graph: Graph, names: Sequence[str]) -> list[Place]:
+    places: dict[Place, None] = {}
+    known = dict.fromkeys(
+        place.name
+        for call in graph.calls
+        for tensor in call.outputs
+        for place in tensor.places
+    )
+    missing = [name for name in names if name not in known]
+    if missing or not names:
+        raise ValueError(
+            "`shared` must name layers of the model, or, as 'model/layer', of "
+            f"a functional model that is nested in it. Received: {list(names)}"
+            f", of which {missing} are not among {list(known)}."
+        )
+    for call in graph.calls:
+        for tensor in call.outputs:
+            for place in tensor.places:
+                if place.name in names and tensor.is_floating:
+                    places[place] = None
+    if not places:
+        raise ValueError(
+            "A shared representation must be floating point, or it has no "
+            f"gradient. Received: shared={list(names)}, whose outputs are not. "
+            "Name a layer that reads them."
+        )
+    return list(places)
+
+
+def _tensors_at(graph: Graph, places: Sequence[Place]) -> list[Tensor]:
+    wanted = set(places)
+    return [
+        tensor
+        for call in graph.calls
+        for tensor in call.outputs
+        if wanted.intersection(tensor.places)
+    ]
+
+
+def _describe_cut(graph: Graph, shared: Sequence[Tensor]) -> Cut:
+    parts = [
+        Part(
+            tensor.places[-1].name
+            if tensor.places
+            else tensor.symbol.name,
+            tuple(tensor.symbol.shape),
+            tuple(t for t in graph.tasks if t in graph.reads.get(tensor, ())),
+        )
+        for tensor in shared
+    ]
+    together = {
+        pair for part in parts for pair in combinations(part.tasks, 2)
+    }
+    apart = [p for p in combinations(graph.tasks, 2) if p not in together]
+    return Cut(parts, apart)
+
+
+def _check_functional(model: Any) -> None:
+    if not isinstance(model, Functional):
+        raise ValueError(
+            "`from_model` takes a functional model. Received: "
+            f"{type(model).__name__}. In a subclassed one, derive from "
+            "`MGDAModel` and call a `SharedRepresentation` in `call`."
+        )
+    if not _is_its_graph(model) and type(model).call is not Functional.call:
+        raise ValueError(
+            "`from_model` takes a functional model that is what its graph "
+            f"says. Received: {type(model).__name__}, which overrides `call`. "
+            "Derive it from `MGDAModel`, and call a `SharedRepresentation` in "
+            "`call`."
+        )
+    if not isinstance(model.output, Mapping):
+        raise ValueError(
+            "The outputs of the model must be a dict, `{task: tensor}`. "
+            f"Received: {type(model.output).__name__}. Name each task: "
+            "`keras.Model(model.inputs, dict(zip(task_names, "
+            "model.outputs)))`."
+        )
+    for name, output in tasks.flatten(model.output).items():
+        if not isinstance(output, keras.KerasTensor):
+            raise ValueError(
+                "Each output of the model must be one tensor. Received: "
+                f"{type(output).__name__} for '{name}'. Name its elements: "
+                "`{task: {name: tensor}}`."
+            )
+
+
+def _check_found(
+    model: keras.Model, graph: Graph, found: Sequence[Tensor]
+) -> None:
+    """One message for each reason why there is no shared representation."""
+    must = (
+        "A shared representation must exist: a floating point tensor that "
+        "comes from variables and leads to several tasks. Received: a model "
+    )
+    if not graph.tasks:
+        raise ValueError(
+            f"{must}of which no output {list(_named_outputs(model))} depends "
+            "on variables that could be trained. Add layers that have some."
+        )
+    groups = _groups(graph)
+    if len(groups) == 1 and found:
+        return
+    integers = dict.fromkeys(
+        call.name
+        for call in graph.calls
+        if any(tensor in graph.comes_from_variables for tensor in call.inputs)
+        and not any(tensor.is_floating for tensor in call.outputs)
+    )
+    if integers:
+        raise ValueError(
+            f"{must}where no gradient passes {list(integers)}, whose outputs "
+            "are not floating point, so that what stands before learns from no "
+            "task that reads it there. Let the tasks read a floating point "
+            "tensor, such as a softmax instead of an argmax."
+        )
+    if all(len(group) == 1 for group in groups):
+        raise ValueError(
+            f"{must}whose tasks {list(graph.tasks)} have no variables in "
+            "common, and so no conflict. Train it as it is, by "
+            "`keras.Model.compile` and `fit`: MGDA would make the same steps."
+        )
+    raise ValueError(
+        f"{must}whose tasks are of groups that have no variables in common: "
+        f"{groups}. Make a model of each group: `MGDAModel.from_model("
+        "keras.Model(model.input, {task: model.output[task] for task in "
+        "group}))`."
+    )
+
+
+def _groups(graph: Graph) -> list[list[str]]:
+    """Tasks are of one group if they share variables, if need be by others."""
+    groups: list[set[str]] = [{task} for task in graph.tasks]
+    for readers in graph.reads_variable.values():
+        joined = [group for group in groups if group & readers]
+        groups = [group for group in groups if not group & readers]
+        groups += [_union(joined)] if joined else []
+    ordered = [[t for t in graph.tasks if t in group] for group in groups]
+    return sorted(ordered, key=lambda group: list(graph.tasks).index(group[0]))
+
+
+def _advice_if_apart(cut: Cut) -> str:
+    names = list(dict.fromkeys(part.name for part in cut.parts))
+    which = (
+        "no two tasks"
+        if cut.is_diagonal
+        else "not these pairs of tasks: "
+        + ", ".join(f"'{a}' and '{b}'" for a, b in cut.apart)
+    )
+    return (
+        f"Of the shared representation, the output of {names}, no tensor is "
+        f"read by {which.replace('not these', 'both of these')}. Their "
+        "gradients there have the product zero, so that MGDA-UB sees no "
+        "conflict between them, though they share the layers before. Compile "
+        "with `gradients='parameters'` or 'verified', which look at those."
+    )
+
+
+def _warn_of_what_is_lost(model: keras.Model) -> None:
+    ours = ("keras", "keras_mgda")
+    methods = sorted(
+        {
+            name
+            for cls in type(model).__mro__
+            if issubclass(cls, keras.Model)
+            and cls.__module__.partition(".")[0] not in ours
+            for name in vars(cls)
+            if not name.startswith("_")
+            and callable(getattr(keras.Model, name, None))
+        }
+        - {"get_config", "from_config"}
+    )
+    if methods:
+        warnings.warn(
+            f"What {type(model).__name__} overrides stays behind: {methods}. "
+            "The new model has the layers and variables of the model, and the "
+            "methods of its own class. If they matter, derive a class from "
+            "`MGDAModel` that has them, and call its `from_model`.",
+            stacklevel=4,
+        )
+    if model.compiled and not hasattr(model, "task_weights"):
+        config = model.get_compile_config() or {}
+        given = [name for name, value in config.items() if value]
+        warnings.warn(
+            "What the model was compiled with stays behind. Call `compile` on "
+            "the new one, and pass "
+            f"{', '.join(f'`{name}`' for name in given) or 'it'} again.",
+            stacklevel=4,
+        )
+
+
+# Marked models.
+
+
+def _splice(model: keras.Model, places: Sequence[Place]) -> Any:
+    """The outputs, with one mark at the places: what it marks is one `Z`."""
+    mark_of: dict[str, SharedRepresentation] = {}
+    here = {
+        (id(place.node), place.output) for place in places if not place.scope
+    }
+    inside: dict[str, dict[str, None]] = {}
+    for place in places:
+        if place.scope:
+            outermost = place.scope[0].operation.name
+            name = _name(place.scope[1:], place.node)
+            inside.setdefault(outermost, {})[name] = None
+
+    def marked(tensor: Any, node: Any, output: int) -> Any:
+        name = node.operation.name
+        if name in inside and keras.backend.is_float_dtype(tensor.dtype):
+            if name not in mark_of:
+                mark_of[name] = SharedRepresentation(inside=list(inside[name]))
+            tensor = mark_of[name](tensor)
+        if (id(node), output) in here:
+            if "" not in mark_of:
+                mark_of[""] = SharedRepresentation()
+            tensor = mark_of[""](tensor)
+        return tensor
+
+    known: dict[int, Any] = {}
+
+    def now(symbol: Any) -> Any:
+        return known.get(id(symbol), symbol)
+
+    for node in _nodes(model):
+        outputs = node.outputs
+        if any(id(symbol) in known for symbol in node.input_tensors):
+            args, kwargs = keras.tree.map_structure(
+                now, (node.arguments.args, node.arguments.kwargs)
+            )
+            outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+        for k, (symbol, tensor) in enumerate(
+            zip(node.outputs, outputs, strict=True)
+        ):
+            tensor = marked(tensor, node, k)
+            if tensor is not symbol:
+                known[id(symbol)] = tensor
+    return keras.tree.map_structure(now, model.output)
+
+
+def _marked_inside(model: keras.Model) -> Callable[[Any], Any]:
+    """From a nested model to the same with its marks, and else the identity.
+
+    The one with marks has the same layers. It is no layer of the model, which
+    so has the variables and files of the plain one.
+    """
+    inside: dict[Any, dict[str, None]] = {}
+    for node in _nodes(model):
+        if isinstance(node.operation, SharedRepresentation):
+            for name in node.operation.inside:
+                for symbol in node.input_tensors:
+                    nested = symbol._keras_history.operation
+                    inside.setdefault(nested, {})[name] = None
+    twins = {}
+    for nested, names in inside.items():
+        if not _is_its_graph(nested):
+            raise ValueError(
+                "The input of a `SharedRepresentation` with `inside` must be "
+                "what a nested functional model returned. Received: the output "
+                f"of '{nested.name}', a {type(nested).__name__}. Leave `inside` "
+                "out, or call the layer within that model."
+            )
+        places = _after_layers(Graph(nested), list(names))
+        twin = MarkedFunctional(
+            nested.input, _splice(nested, places), name=nested.name
+        )
+        twin.dtype_policy = nested.dtype_policy
+        twins[id(nested)] = twin
+    return lambda operation: twins.get(id(operation), operation)
+
+
+# What a model looks like.
+
+
+class Row(NamedTuple):
+    """One part of a model that has variables.
+
+    Attributes:
+        name: of the layer; `"model/layer"` of one in a nested model, of which
+            not all are alike.
+        role: `"encoder"`, which learns from the tasks through `Z`;
+            `"encoder, around Z"`, of which tasks learn beside `Z`, too;
+            `"shared, not through Z"` by some tasks that read it behind `Z` or
+            beside; `"head"` of one task; `"read by no task"`.
+        num_variables: how many it would train if it was not frozen.
+        num_parameters: how many numbers they hold.
+        tasks: those that read it.
+        around: those that do so without passing `Z`; none for heads.
+        frozen: whether it trains none of them.
+    """
+
+    name: str
+    role: str
+    num_variables: int
+    num_parameters: int
+    tasks: tuple[str, ...]
+    around: tuple[str, ...]
+    frozen: bool
+
+
+class Description(NamedTuple):
+    """The parts of a functional model, and which tasks read them.
+
+    Attributes:
+        rows: one for each part that has variables, from inputs to outputs.
+        tasks: all of them.
+        cut: what is marked; `None` for a model without marks.
+    """
+
+    rows: list[Row]
+    tasks: tuple[str, ...]
+    cut: Cut | None
+
+    def __str__(self) -> str:
+        table = [("Part", "Role", "Variables", "Parameters", "Read by")]
+        for row in self.rows:
+            readers = self._names(row.tasks)
+            if row.around:
+                readers += f"; around Z by {self._names(row.around)}"
+            table.append(
+                (
+                    row.name,
+                    row.role + (" (frozen)" if row.frozen else ""),
+                    f"{row.num_variables:,}",
+                    f"{row.num_parameters:,}",
+                    readers,
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if k in (2, 3) else cell.ljust(width)
+                for k, (cell, width) in enumerate(
+                    zip(cells, widths, strict=True)
+                )
+            ).rstrip()
+            for cells in table
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        if self.cut is None:
+            return "\n".join([*lines, "No shared representation is marked."])
+        for part in self.cut.parts:
+            lines.append(
+                f"Shared representation: the output of '{part.name}' "
+                f"{part.shape}, read by {self._names(part.tasks)}."
+            )
+        if self.cut.apart:
+            lines.append(_advice_if_apart(self.cut))
+        return "\n".join(lines)
+
+    def _names(self, names: Sequence[str]) -> str:
+        if len(names) > 1 and len(names) == len(self.tasks):
+            return f"all {len(names)} tasks"
+        if len(names) > 6:
+            return f"{', '.join(names[:5])} and {len(names) - 5} more"
+        return ", ".join(names) or "no task"
+
+
+def describe(model: keras.Model) -> Description:
+    """Which layers of a functional model are shared, and by which tasks.
+
+    Args:
+        model: a functional model, with or without marks.
+
+    Example:
+
+    >>> import keras, keras_mgda
+    >>> from keras_mgda.functional import describe
+    >>> inputs = keras.Input((4,))
+    >>> z = keras.layers.Dense(3, name="trunk")(inputs)
+    >>> z = keras_mgda.SharedRepresentation()(z)
+    >>> outputs = {
+    ...     task: keras.layers.Dense(1, name=f"of_{task}")(z) for task in "ab"
+    ... }
+    >>> print(describe(keras_mgda.MGDAModel(inputs, outputs)))
+    Part   Role     Variables  Parameters  Read by
+    -----  -------  ---------  ----------  -----------
+    trunk  encoder          2          15  all 2 tasks
+    of_a   head             2           4  a
+    of_b   head             2           4  b
+    Shared representation: the output of 'trunk' (None, 3), read by all 2 tasks.
+    """
+    graph = Graph(model)
+    marked = _marks(graph)
+    encoder = graph.before(marked)
+    direct = _reads_around(graph)
+    rows: dict[str, Row] = {}
+    for call in graph.calls:
+        variables = graph.variables[call]
+        if not variables or call.name in rows:
+            continue
+        name = call.name
+        in_encoder = any(c in encoder for c in graph.calls if c.name == name)
+        reads = _union(graph.reads_variable[id(v)] for v in variables)
+        around = _union(direct[id(v)] for v in variables)
+        if in_encoder:
+            role = "encoder, around Z" if around else "encoder"
+        else:
+            role = ("read by no task", "head")[len(around)] if (
+                len(around) < 2
+            ) else ("shared, not through Z" if marked else "shared")
+        rows[name] = Row(
+            name,
+            role,
+            len(variables),
+            sum(variable.value.shape.num_elements() for variable in variables),
+            tuple(t for t in graph.tasks if t in reads),
+            tuple(t for t in graph.tasks if t in around) if in_encoder else (),
+            not call.operation.trainable_variables,
+        )
+    return Description(
+        _merge(list(rows.values())),
+        tuple(graph.tasks),
+        _describe_cut(graph, marked) if marked else None,
+    )
+
+
+def _reads_around(graph: Graph) -> dict[int, set[str]]:
+    """Of each variable, the tasks that read it without passing a mark."""
+    reads: dict[Tensor, set[str]] = {}
+    of_variable: dict[int, set[str]] = {}
+    for task, tensor in graph.tasks.items():
+        reads.setdefault(tensor, set()).add(task)
+    for call in reversed(graph.calls):
+        readers = _union(reads.get(tensor, ()) for tensor in call.outputs)
+        for variable in graph.variables[call]:
+            of_variable.setdefault(id(variable), set()).update(readers)
+        operation = call.operation
+        if isinstance(operation, SharedRepresentation) and not operation.inside:
+            continue
+        for tensor in call.inputs:
+            if tensor.is_floating:
+                reads.setdefault(tensor, set()).update(readers)
+    return of_variable
+
+
+def _merge(rows: Sequence[Row]) -> list[Row]:
+    """One row for a nested model of which all parts are alike."""
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        models.setdefault(row.name.partition("/")[0], []).append(row)
+    merged = []
+    for name, parts in models.items():
+        if len({part[1:2] + part[4:] for part in parts}) > 1:
+            merged += parts
+            continue
+        merged.append(
+            parts[0]._replace(
+                name=name,
+                num_variables=sum(part.num_variables for part in parts),
+                num_parameters=sum(part.num_parameters for part in parts),
+            )
+        )
+    return merged

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda import cut
 from keras_mgda.descent.descent import Descent
 from keras_mgda.descent.forward import record
 from keras_mgda.descent.step import Gradients
@@ -18,7 +17,13 @@ from keras_mgda.distribution.replicas import (
     share_overflow,
     share_statistics,
 )
-from keras_mgda.functional import Functional, is_functional, make_functional
+from keras_mgda.functional import (
+    Functional,
+    MarkedFunctional,
+    is_functional,
+    make_functional,
+    mark,
+)
 from keras_mgda.training import tasks
 from keras_mgda.training.partly_labelled import PartlyLabelledModel
 
@@ -78,7 +83,7 @@ class MGDAModel(PartlyLabelledModel):
                 "`dict(zip(task_names, outputs))`."
             )
         make_functional(type(self), MGDAModel, FunctionalMGDAModel)
-        Functional.__init__(self, *args, **kwargs)
+        MarkedFunctional.__init__(self, *args, **kwargs)
 
     @classmethod
     def from_model(
@@ -108,10 +113,10 @@ class MGDAModel(PartlyLabelledModel):
         >>> model = keras_mgda.MGDAModel.from_model(plain)
         Shared representation: the output of 'encoder' (None, 3).
         """
-        marked, places = cut.mark(model, shared)
+        marked = mark(model, shared)
         if shared is None:
-            print(f"Shared representation: the output of {', '.join(places)}.")
-        return cls(marked.input, marked.output, name=model.name)
+            print(f"Shared representation: the output of {marked.cut}.")
+        return cls(marked.inputs, marked.outputs, name=model.name)
 
     def compile(
         self,
@@ -323,7 +328,7 @@ class MGDAModel(PartlyLabelledModel):
 
 
 @keras.saving.register_keras_serializable("keras_mgda", name="MGDAModel")
-class FunctionalMGDAModel(MGDAModel, Functional):
+class FunctionalMGDAModel(MGDAModel, MarkedFunctional):
     """What `MGDAModel(inputs, outputs)` returns.
 
     A class of its own because Keras rewrites the bases of a class that is first

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_mgda import MGDAModel, SharedRepresentation
+from keras_mgda import MGDAModel
+from keras_mgda.functional import describe
 from tests.support import networks
 from tests.support.networks import heads
 
@@ -13,11 +14,7 @@ x8 = (8,)
 def found_by(model, capsys, **kwargs):
     """The marked model, and the tensors that are marked, by their layer."""
     marked = MGDAModel.from_model(model, **kwargs)
-    places = [
-        layer.input._keras_history.operation.name
-        for layer in marked.layers
-        if isinstance(layer, SharedRepresentation)
-    ]
+    places = [part.name for part in describe(marked).cut.parts]
     printed = capsys.readouterr().out
     if "shared" in kwargs:
         assert printed == ""

@@ -53,10 +53,13 @@ class Representation(NamedTuple):
     Attributes:
         encoded: `[b, ...]`, as the encoder left it.
         read: `[b, ...]`, the same values as the heads read them.
+        group: what marked it. What has one group belongs together, and has to
+            serve several tasks together only.
     """
 
     encoded: tf.Tensor
     read: tf.Tensor
+    group: Any = None
 
 
 class Recording:
@@ -87,7 +90,30 @@ class Recording:
         self.encoder_gate = Gate()
         self.loss_gate = Gate()
 
-    def mark_representation(self, encoded: tf.Tensor) -> tf.Tensor:
+    def mark_representations(
+        self, tensors: Sequence[Any], group: Any
+    ) -> list[Any]:
+        """Notes those of one group; returns what the heads shall read.
+
+        Tensors that are not floating point are passed on beside one that is.
+        """
+        floating = [_is_floating(tensor) for tensor in tensors]
+        return [
+            self._mark_values(tensor, group)
+            if is_floating or not any(floating)
+            else tensor
+            for tensor, is_floating in zip(tensors, floating, strict=True)
+        ]
+
+    def _mark_values(self, tensor: Any, group: Any) -> Any:
+        if isinstance(tensor, tf.RaggedTensor):
+            marked = self.mark_representation(tensor.flat_values, group)
+            return tensor.with_flat_values(marked)
+        return self.mark_representation(tensor, group)
+
+    def mark_representation(
+        self, encoded: tf.Tensor, group: Any = None
+    ) -> tf.Tensor:
         """Notes a shared representation; returns what the heads shall read."""
         if not encoded.dtype.is_floating:
             raise ValueError(
@@ -99,7 +125,7 @@ class Recording:
         # still has task gradients.
         self.tape.watch(encoded)
         read = self.encoder_gate(encoded)
-        self.representations.append(Representation(encoded, read))
+        self.representations.append(Representation(encoded, read, group))
         self.read_before = self.tape.watched_variables()
         return read
 
@@ -134,6 +160,12 @@ class Recording:
         self.summands = {task: self.summands[task] for task in task_names}
         if self.num_labels:
             self.num_labels = {t: self.num_labels[t] for t in task_names}
+
+
+def _is_floating(tensor: Any) -> bool:
+    return getattr(tensor, "dtype", None) is not None and (
+        tf.as_dtype(tensor.dtype).is_floating
+    )
 
 
 @contextlib.contextmanager

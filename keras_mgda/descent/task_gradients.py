@@ -171,8 +171,14 @@ def _check_shared(
                 "the model. Place one on its path, or give its output the "
                 "loss `None`."
             )
+    together: dict[int, set[int]] = {}  # the readers of each group
+    for z, by_task in zip(recording.representations, at_cut, strict=True):
+        if z.group is not None:
+            together.setdefault(id(z.group), set()).update(by_task)
     for k, by_task in enumerate(at_cut):
-        if len(by_task) >= min(2, len(tasks)):
+        group = recording.representations[k].group
+        readers = together.get(id(group), by_task)
+        if len(readers) >= min(2, len(tasks)):
             continue
         # One that feeds a later one serves the tasks of that one, too.
         read = recording.representations[k].read
