@@ -24,6 +24,8 @@ would train if it was not frozen (`_flatten_layers`, `_trainable_variables`),
 and how a model runs its layers (`_run_through_graph`).
 """
 
+import inspect
+import math
 import warnings
 from collections.abc import (
     Callable,
@@ -411,8 +413,8 @@ class Cut(NamedTuple):
 
     Attributes:
         parts: the tensors of `Z`.
-        apart: the pairs of tasks that read no tensor of `Z` in common. Their
-            entry in the Gram matrix at `Z` is zero, whatever they share.
+        apart: the pairs of tasks that have variables of the encoder in common,
+            but no tensor of `Z`. The Gram matrix at `Z` says nothing of them.
     """
 
     parts: list[Part]
@@ -421,9 +423,22 @@ class Cut(NamedTuple):
     @property
     def is_diagonal(self) -> bool:
         """Whether no two tasks have a tensor of `Z` in common."""
-        num_tasks = len(_union(part.tasks for part in self.parts))
-        return num_tasks > 1 and 2 * len(self.apart) == num_tasks * (
-            num_tasks - 1
+        return bool(self.apart) and all(len(p.tasks) < 2 for p in self.parts)
+
+    @property
+    def advice(self) -> str:
+        """What to know of tasks that are apart; empty if there are none."""
+        if not self.apart:
+            return ""
+        pairs = " nor ".join(f"both '{a}' and '{b}'" for a, b in self.apart[:3])
+        if len(self.apart) > 3:
+            pairs += f", nor {len(self.apart) - 3} more pairs"
+        return (
+            f"No tensor of the shared representation, {self}, is read by "
+            f"{'two tasks' if self.is_diagonal else pairs}. Their gradients "
+            "there have the product zero: MGDA-UB sees no conflict between "
+            "them, though they share layers before. Compile with "
+            "`gradients='parameters'` or 'verified', which look at these."
         )
 
     def __str__(self) -> str:
@@ -470,19 +485,23 @@ def mark(
     """
     _check_functional(model)
     graph = Graph(model)
-    if shared is None:
-        shared_tensors = _marks(graph) or _where_tasks_part(model, graph)
-        places = [] if _marks(graph) else _places(graph, shared_tensors)
-    else:
-        places = _after_layers(
-            graph, [shared] if isinstance(shared, str) else list(shared)
-        )
-        shared_tensors = _tensors_at(graph, places)
-    cut = _describe_cut(graph, shared_tensors)
+    places: dict[Tensor, list[Place]] = {}
+    marked = _marks(graph)
+    if shared is not None:
+        names = [shared] if isinstance(shared, str) else list(shared)
+        marked, places = [], _after_layers(graph, names)
+    elif not marked:
+        places = _places(graph, _where_tasks_part(graph))
+    cut = _cut(
+        graph,
+        {tensor: tensor.places[-1].name for tensor in marked}
+        | {tensor: found[-1].name for tensor, found in places.items()},
+    )
+    if cut.apart:
+        warnings.warn(cut.advice, stacklevel=3)
     _warn_of_what_is_lost(model)
-    if shared is None and cut.apart:
-        warnings.warn(_advice_if_apart(cut), stacklevel=3)
-    return Marked(model.input, _splice(model, places), cut)
+    outputs = _splice(model, [p for found in places.values() for p in found])
+    return Marked(model.input, outputs, cut)
 
 
 def _marks(graph: Graph) -> list[Tensor]:
@@ -497,7 +516,7 @@ def _marks(graph: Graph) -> list[Tensor]:
     ]
 
 
-def _where_tasks_part(model: keras.Model, graph: Graph) -> list[Tensor]:
+def _where_tasks_part(graph: Graph) -> list[Tensor]:
     """The tensors of `Z`, by the two steps at the top of this file."""
     found = _read_by_all(graph)
     before = graph.before(found)
@@ -520,9 +539,11 @@ def _where_tasks_part(model: keras.Model, graph: Graph) -> list[Tensor]:
         for tensor in call.outputs
         if tensor in graph.comes_from_variables
         and graph.reads.get(tensor)
-        and (tensor in ends or not encoder.issuperset(_of_a_task(graph, tensor)))
+        and (
+            tensor in ends or not encoder.issuperset(_of_a_task(graph, tensor))
+        )
     ]
-    _check_found(model, graph, found)
+    _check_found(graph, found)
     return found
 
 
@@ -552,26 +573,25 @@ def _of_a_task(graph: Graph, tensor: Tensor) -> list[Call]:
     return [call for call in tensor.readers if graph.reads_call[call]]
 
 
-def _places(graph: Graph, shared: Sequence[Tensor]) -> list[Place]:
-    """Where to mark tensors: as far outside of nested models as possible."""
+def _places(
+    graph: Graph, shared: Sequence[Tensor]
+) -> dict[Tensor, list[Place]]:
+    """Where to mark each tensor: as far outside of nested models as possible.
+
+    But no call of a head may read it within the model that returns it. For
+    those of the encoder that does not matter: what they make of it is marked.
+    """
     encoder = graph.before(shared)
-    ends = set(graph.tasks.values())
-    places = []
+    places = {}
     for tensor in shared:
-        stops = [
-            call
-            for call in _of_a_task(graph, tensor)
-            if call not in encoder
+        heads = [c for c in _of_a_task(graph, tensor) if c not in encoder]
+        places[tensor] = [
+            next(
+                place
+                for place in reversed(tensor.places)
+                if not any(_is_within(call, place) for call in heads)
+            )
         ]
-        # A call of the encoder is to read what is marked, too, if the one that
-        # the task reads comes of it: no matter, so it may stay outside.
-        place = next(
-            place
-            for place in reversed(tensor.places)
-            if tensor in ends
-            or not any(_is_within(call, place) for call in stops)
-        )
-        places.append(place)
     return places
 
 
@@ -581,14 +601,16 @@ def _is_within(call: Call, place: Place) -> bool:
     return call.scope[: len(inner)] == inner
 
 
-def _after_layers(graph: Graph, names: Sequence[str]) -> list[Place]:
-    places: dict[Place, None] = {}
-    known = dict.fromkeys(
-        place.name
+def _after_layers(
+    graph: Graph, names: Sequence[str]
+) -> dict[Tensor, list[Place]]:
+    """All outputs of all calls of the layers."""
+    known = {
+        place.name: place
         for call in graph.calls
         for tensor in call.outputs
         for place in tensor.places
-    )
+    }
     missing = [name for name in names if name not in known]
     if missing or not names:
         raise ValueError(
@@ -596,46 +618,43 @@ def _after_layers(graph: Graph, names: Sequence[str]) -> list[Place]:
             f"a functional model that is nested in it. Received: {list(names)}"
             f", of which {missing} are not among {list(known)}."
         )
-    for call in graph.calls:
-        for tensor in call.outputs:
-            for place in tensor.places:
-                if place.name in names and tensor.is_floating:
-                    places[place] = None
+    places = {
+        tensor: found
+        for call in graph.calls
+        for tensor in call.outputs
+        if tensor.is_floating
+        and (found := [p for p in tensor.places if p.name in names])
+    }
     if not places:
         raise ValueError(
             "A shared representation must be floating point, or it has no "
             f"gradient. Received: shared={list(names)}, whose outputs are not. "
             "Name a layer that reads them."
         )
-    return list(places)
+    return places
 
 
-def _tensors_at(graph: Graph, places: Sequence[Place]) -> list[Tensor]:
-    wanted = set(places)
-    return [
-        tensor
-        for call in graph.calls
-        for tensor in call.outputs
-        if wanted.intersection(tensor.places)
-    ]
-
-
-def _describe_cut(graph: Graph, shared: Sequence[Tensor]) -> Cut:
+def _cut(graph: Graph, names: Mapping[Tensor, str]) -> Cut:
     parts = [
         Part(
-            tensor.places[-1].name
-            if tensor.places
-            else tensor.symbol.name,
+            name,
             tuple(tensor.symbol.shape),
             tuple(t for t in graph.tasks if t in graph.reads.get(tensor, ())),
         )
-        for tensor in shared
+        for tensor, name in names.items()
     ]
-    together = {
-        pair for part in parts for pair in combinations(part.tasks, 2)
+    in_common = {
+        pair
+        for call in graph.before(names)
+        for variable in graph.variables[call]
+        for pair in _pairs(graph, graph.reads_variable[id(variable)])
     }
-    apart = [p for p in combinations(graph.tasks, 2) if p not in together]
-    return Cut(parts, apart)
+    in_common -= {pair for part in parts for pair in _pairs(graph, part.tasks)}
+    return Cut(parts, [p for p in _pairs(graph, graph.tasks) if p in in_common])
+
+
+def _pairs(graph: Graph, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    return combinations([task for task in graph.tasks if task in names], 2)
 
 
 def _check_functional(model: Any) -> None:
@@ -668,9 +687,7 @@ def _check_functional(model: Any) -> None:
             )
 
 
-def _check_found(
-    model: keras.Model, graph: Graph, found: Sequence[Tensor]
-) -> None:
+def _check_found(graph: Graph, found: Sequence[Tensor]) -> None:
     """One message for each reason why there is no shared representation."""
     must = (
         "A shared representation must exist: a floating point tensor that "
@@ -678,8 +695,8 @@ def _check_found(
     )
     if not graph.tasks:
         raise ValueError(
-            f"{must}of which no output {list(_named_outputs(model))} depends "
-            "on variables that could be trained. Add layers that have some."
+            f"{must}of which no output depends on variables that could be "
+            "trained. Add layers that have some."
         )
     groups = _groups(graph)
     if len(groups) == 1 and found:
@@ -722,23 +739,6 @@ def _groups(graph: Graph) -> list[list[str]]:
     return sorted(ordered, key=lambda group: list(graph.tasks).index(group[0]))
 
 
-def _advice_if_apart(cut: Cut) -> str:
-    names = list(dict.fromkeys(part.name for part in cut.parts))
-    which = (
-        "no two tasks"
-        if cut.is_diagonal
-        else "not these pairs of tasks: "
-        + ", ".join(f"'{a}' and '{b}'" for a, b in cut.apart)
-    )
-    return (
-        f"Of the shared representation, the output of {names}, no tensor is "
-        f"read by {which.replace('not these', 'both of these')}. Their "
-        "gradients there have the product zero, so that MGDA-UB sees no "
-        "conflict between them, though they share the layers before. Compile "
-        "with `gradients='parameters'` or 'verified', which look at those."
-    )
-
-
 def _warn_of_what_is_lost(model: keras.Model) -> None:
     ours = ("keras", "keras_mgda")
     methods = sorted(
@@ -761,13 +761,17 @@ def _warn_of_what_is_lost(model: keras.Model) -> None:
             "`MGDAModel` that has them, and call its `from_model`.",
             stacklevel=4,
         )
-    if model.compiled and not hasattr(model, "task_weights"):
-        config = model.get_compile_config() or {}
-        given = [name for name, value in config.items() if value]
+    if model.compiled:
+        defaults = inspect.signature(keras.Model.compile).parameters
+        given = [
+            f"`{name}`"
+            for name, value in (model.get_compile_config() or {}).items()
+            if value
+            and not (name in defaults and value == defaults[name].default)
+        ]
         warnings.warn(
             "What the model was compiled with stays behind. Call `compile` on "
-            "the new one, and pass "
-            f"{', '.join(f'`{name}`' for name in given) or 'it'} again.",
+            f"the new one, and pass {', '.join(given) or 'it'} again.",
             stacklevel=4,
         )
 
@@ -840,10 +844,11 @@ def _marked_inside(model: keras.Model) -> Callable[[Any], Any]:
             raise ValueError(
                 "The input of a `SharedRepresentation` with `inside` must be "
                 "what a nested functional model returned. Received: the output "
-                f"of '{nested.name}', a {type(nested).__name__}. Leave `inside` "
-                "out, or call the layer within that model."
+                f"of '{nested.name}', a {type(nested).__name__}. Leave "
+                "`inside` out, or call the layer within that model."
             )
-        places = _after_layers(Graph(nested), list(names))
+        found = _after_layers(Graph(nested), list(names))
+        places = [place for of_one in found.values() for place in of_one]
         twin = MarkedFunctional(
             nested.input, _splice(nested, places), name=nested.name
         )
@@ -928,12 +933,12 @@ class Description(NamedTuple):
                 f"{part.shape}, read by {self._names(part.tasks)}."
             )
         if self.cut.apart:
-            lines.append(_advice_if_apart(self.cut))
+            lines.append(self.cut.advice)
         return "\n".join(lines)
 
     def _names(self, names: Sequence[str]) -> str:
         if len(names) > 1 and len(names) == len(self.tasks):
-            return f"all {len(names)} tasks"
+            return "all tasks"
         if len(names) > 6:
             return f"{', '.join(names[:5])} and {len(names) - 5} more"
         return ", ".join(names) or "no task"
@@ -957,44 +962,47 @@ def describe(model: keras.Model) -> Description:
     ... }
     >>> print(describe(keras_mgda.MGDAModel(inputs, outputs)))
     Part   Role     Variables  Parameters  Read by
-    -----  -------  ---------  ----------  -----------
-    trunk  encoder          2          15  all 2 tasks
+    -----  -------  ---------  ----------  ---------
+    trunk  encoder          2          15  all tasks
     of_a   head             2           4  a
     of_b   head             2           4  b
-    Shared representation: the output of 'trunk' (None, 3), read by all 2 tasks.
+    Shared representation: the output of 'trunk' (None, 3), read by all tasks.
     """
     graph = Graph(model)
     marked = _marks(graph)
     encoder = graph.before(marked)
-    direct = _reads_around(graph)
-    rows: dict[str, Row] = {}
+    around = _reads_around(graph)
+    calls: dict[str, list[Call]] = {}
     for call in graph.calls:
-        variables = graph.variables[call]
-        if not variables or call.name in rows:
-            continue
-        name = call.name
-        in_encoder = any(c in encoder for c in graph.calls if c.name == name)
+        if graph.variables[call]:
+            calls.setdefault(call.name, []).append(call)
+    rows = []
+    for name, of_layer in calls.items():
+        variables = graph.variables[of_layer[0]]
         reads = _union(graph.reads_variable[id(v)] for v in variables)
-        around = _union(direct[id(v)] for v in variables)
+        beside = _union(around[id(v)] for v in variables)
+        in_encoder = not encoder.isdisjoint(of_layer)
         if in_encoder:
-            role = "encoder, around Z" if around else "encoder"
+            role = "encoder, around Z" if beside else "encoder"
+        elif len(beside) > 1:
+            role = "shared, not through Z" if marked else "shared"
         else:
-            role = ("read by no task", "head")[len(around)] if (
-                len(around) < 2
-            ) else ("shared, not through Z" if marked else "shared")
-        rows[name] = Row(
+            role = "head" if beside else "read by no task"
+        row = Row(
             name,
             role,
             len(variables),
-            sum(variable.value.shape.num_elements() for variable in variables),
+            sum(math.prod(variable.shape) for variable in variables),
             tuple(t for t in graph.tasks if t in reads),
-            tuple(t for t in graph.tasks if t in around) if in_encoder else (),
-            not call.operation.trainable_variables,
+            tuple(t for t in graph.tasks if in_encoder and t in beside),
+            not of_layer[0].operation.trainable_variables,
         )
+        rows.append(row)
+    names = {tensor: tensor.places[-1].name for tensor in marked}
     return Description(
-        _merge(list(rows.values())),
+        _merge(rows),
         tuple(graph.tasks),
-        _describe_cut(graph, marked) if marked else None,
+        _cut(graph, names) if marked else None,
     )
 
 
