@@ -25,6 +25,7 @@ and how a model runs its layers (`_run_through_graph`).
 """
 
 import inspect
+import itertools
 import math
 import warnings
 from collections.abc import (
@@ -35,7 +36,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import keras
@@ -128,6 +128,13 @@ class Tensor:
         self.symbol = symbol
         self.places: list[Place] = []
         self.readers: list[Call] = []
+
+    @property
+    def name(self) -> str:
+        """Of the call that makes it, as the outermost model names it."""
+        if not self.places:  # an input
+            return str(self.symbol.name)
+        return min(self.places, key=lambda place: len(place.scope)).name
 
     @property
     def is_floating(self) -> bool:
@@ -263,11 +270,12 @@ class Graph:
                 self.calls.append(Call(scope, node, given, outputs))
             else:
                 inner = _as_it_trains(model, node.operation)
-                found = self._walk(
-                    inner,
-                    [known.get(id(t)) or Tensor(t) for t in nested],
-                    (*scope, node),
-                )
+                # It may read constants, too.
+                read = [
+                    known.get(id(t)) or Tensor(symbol)
+                    for t, symbol in zip(nested, inner.inputs, strict=True)
+                ]
+                found = self._walk(inner, read, (*scope, node))
                 outputs = [found[id(symbol)] for symbol in inner.outputs]
             for k, symbol in enumerate(node.outputs):
                 outputs[k].places.append(Place(scope, node, k))
@@ -283,24 +291,26 @@ class Graph:
                 wanted.update(call.inputs)
         return found
 
-    def after(
-        self, starts: Iterable[Tensor], around: Collection[Call] = ()
-    ) -> set[Call]:
-        """The calls that come from these tensors, not by those `around`."""
+    def after(self, starts: Iterable[Tensor]) -> set[Call]:
+        """The calls that come from these tensors."""
         known, found = set(starts), set()
         for call in self.calls:
-            if call not in around and any(t in known for t in call.inputs):
+            if any(tensor in known for tensor in call.inputs):
                 found.add(call)
                 known.update(call.outputs)
         return found
 
 
 def _nodes(model: keras.Model) -> list[Any]:
-    """What Keras notes of each call, each before those that read of it."""
+    """What Keras notes of each call, each before those that read of it.
+
+    Of equal depth they are in the order of the layers.
+    """
+    order = {id(operation): k for k, operation in enumerate(model.operations)}
     return [
         node
         for _, of_depth in sorted(model._nodes_by_depth.items(), reverse=True)
-        for node in of_depth
+        for node in sorted(of_depth, key=lambda n: order[id(n.operation)])
         if not node.is_input
     ]
 
@@ -494,7 +504,7 @@ def mark(
         places = _places(graph, _where_tasks_part(graph))
     cut = _cut(
         graph,
-        {tensor: tensor.places[-1].name for tensor in marked}
+        {tensor: tensor.name for tensor in marked}
         | {tensor: found[-1].name for tensor, found in places.items()},
     )
     if cut.apart:
@@ -585,13 +595,15 @@ def _places(
     places = {}
     for tensor in shared:
         heads = [c for c in _of_a_task(graph, tensor) if c not in encoder]
-        places[tensor] = [
-            next(
-                place
-                for place in reversed(tensor.places)
-                if not any(_is_within(call, place) for call in heads)
-            )
-        ]
+        before_heads = itertools.takewhile(
+            lambda place, heads=heads: (
+                not any(  # type: ignore[misc]
+                    _is_within(call, place) for call in heads
+                )
+            ),
+            tensor.places,
+        )
+        places[tensor] = [min(before_heads, key=lambda p: len(p.scope))]
     return places
 
 
@@ -654,7 +666,9 @@ def _cut(graph: Graph, names: Mapping[Tensor, str]) -> Cut:
 
 
 def _pairs(graph: Graph, names: Collection[str]) -> Iterator[tuple[str, str]]:
-    return combinations([task for task in graph.tasks if task in names], 2)
+    return itertools.combinations(
+        [task for task in graph.tasks if task in names], 2
+    )
 
 
 def _check_functional(model: Any) -> None:
@@ -664,7 +678,7 @@ def _check_functional(model: Any) -> None:
             f"{type(model).__name__}. In a subclassed one, derive from "
             "`MGDAModel` and call a `SharedRepresentation` in `call`."
         )
-    if not _is_its_graph(model) and type(model).call is not Functional.call:
+    if not _is_its_graph(model):
         raise ValueError(
             "`from_model` takes a functional model that is what its graph "
             f"says. Received: {type(model).__name__}, which overrides `call`. "
@@ -691,12 +705,12 @@ def _check_found(graph: Graph, found: Sequence[Tensor]) -> None:
     """One message for each reason why there is no shared representation."""
     must = (
         "A shared representation must exist: a floating point tensor that "
-        "comes from variables and leads to several tasks. Received: a model "
+        "comes from variables and leads to several tasks."
     )
     if not graph.tasks:
         raise ValueError(
-            f"{must}of which no output depends on variables that could be "
-            "trained. Add layers that have some."
+            f"{must} Received: a model of which no output depends on variables "
+            "that could be trained. Add layers that have some."
         )
     groups = _groups(graph)
     if len(groups) == 1 and found:
@@ -709,22 +723,23 @@ def _check_found(graph: Graph, found: Sequence[Tensor]) -> None:
     )
     if integers:
         raise ValueError(
-            f"{must}where no gradient passes {list(integers)}, whose outputs "
-            "are not floating point, so that what stands before learns from no "
-            "task that reads it there. Let the tasks read a floating point "
-            "tensor, such as a softmax instead of an argmax."
+            f"{must} Received: a model where no gradient passes "
+            f"{list(integers)}, whose outputs are not floating point, so that "
+            "what stands before learns from no task that reads it there. Let "
+            "the tasks read a floating point tensor, such as a softmax instead "
+            "of an argmax."
         )
     if all(len(group) == 1 for group in groups):
         raise ValueError(
-            f"{must}whose tasks {list(graph.tasks)} have no variables in "
-            "common, and so no conflict. Train it as it is, by "
+            f"{must} Received: a model whose tasks {list(graph.tasks)} have no "
+            "variables in common, and so no conflict. Train it as it is, by "
             "`keras.Model.compile` and `fit`: MGDA would make the same steps."
         )
     raise ValueError(
-        f"{must}whose tasks are of groups that have no variables in common: "
-        f"{groups}. Make a model of each group: `MGDAModel.from_model("
-        "keras.Model(model.input, {task: model.output[task] for task in "
-        "group}))`."
+        f"{must} Received: a model whose tasks are of groups that have no "
+        f"variables in common: {groups}. Make a model of each group: "
+        "`MGDAModel.from_model(keras.Model(model.input, {task: "
+        "model.output[task] for task in group}))`."
     )
 
 
@@ -968,6 +983,13 @@ def describe(model: keras.Model) -> Description:
     of_b   head             2           4  b
     Shared representation: the output of 'trunk' (None, 3), read by all tasks.
     """
+    if not isinstance(model, Functional):
+        raise ValueError(
+            "Only a functional model can be described: its graph says which "
+            f"tasks read what. Received: {type(model).__name__}, a subclass. "
+            "Make one of it by `keras.Model(inputs, model(inputs))`, of which "
+            "it then is one part."
+        )
     graph = Graph(model)
     marked = _marks(graph)
     encoder = graph.before(marked)
@@ -998,7 +1020,7 @@ def describe(model: keras.Model) -> Description:
             not of_layer[0].operation.trainable_variables,
         )
         rows.append(row)
-    names = {tensor: tensor.places[-1].name for tensor in marked}
+    names = {tensor: tensor.name for tensor in marked}
     return Description(
         _merge(rows),
         tuple(graph.tasks),
