@@ -30,8 +30,7 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from keras_mgda import callbacks, datasets, pareto, serving, weightings
-from keras_mgda.fork import GradientFork
-from keras_mgda.layers import SharedRepresentation
+from keras_mgda.layers import GradientFork, SharedRepresentation
 from keras_mgda.linalg.gram import gram_matrix
 from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
