@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
-from keras_mgda.descent.forward import record
+from keras_mgda.descent.forward import record_forward_pass
 from tests.support import networks
 
 
@@ -78,7 +78,7 @@ def test_marks_structures_of_tensors(structure):
 
     values = structure(tf.ones((2, 3)), tf.zeros((2, 5, 2), "float16"))
     layer = SharedRepresentation()
-    with record() as recording:
+    with record_forward_pass() as recording:
         found = layer(values)
         layer(tf.ones((4, 1)))
         SharedRepresentation()(tf.ones((4, 1)))
@@ -108,7 +108,7 @@ def test_masks_arrive_in_their_structure():
     )
     model = keras.Model([u, v], SeesMasks()(z))
     ids = np.array([[1, 2, 0, 0]]), np.array([[3, 0, 0, 0]])
-    for context in (contextlib.nullcontext, record):
+    for context in (contextlib.nullcontext, record_forward_pass):
         with context():
             model(list(ids))
         np.testing.assert_array_equal(seen["u"], ids[0] != 0)
@@ -117,18 +117,21 @@ def test_masks_arrive_in_their_structure():
 
 def test_what_has_no_gradient_is_passed_on():
     values, indices = tf.ones((2, 3)), tf.ones((2, 3), "int32")
-    with record() as recording:
+    with record_forward_pass() as recording:
         found = SharedRepresentation()([values, indices, None])
     assert found[1] is indices
     assert found[2] is None
     assert len(recording.representations) == 1
-    with record(), pytest.raises(ValueError, match="must be floating point"):
+    with (
+        record_forward_pass(),
+        pytest.raises(ValueError, match="must be floating point"),
+    ):
         SharedRepresentation()([indices])
 
 
 def test_values_of_a_ragged_tensor_are_marked():
     z = tf.RaggedTensor.from_row_lengths(tf.ones((5, 3)), [2, 3])
-    with record() as recording:
+    with record_forward_pass() as recording:
         found = SharedRepresentation()(z)
     assert isinstance(found, tf.RaggedTensor)
     (marked,) = recording.representations
@@ -143,11 +146,12 @@ def test_config_says_what_is_inside():
         again = SharedRepresentation.from_config(layer.get_config())
         assert again.inside == layer.inside == ("z",)
         assert again.name == "mark"
-    with record() as recording:
+    with record_forward_pass() as recording:
         layer(tf.ones((2, 3)))
     assert not recording.representations
 
 
+@pytest.mark.filterwarnings("ignore:No two tasks read")
 def test_each_task_may_read_a_part_of_what_one_layer_marks():
     x = keras.Input((8,))
     mark = SharedRepresentation()

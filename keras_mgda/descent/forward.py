@@ -210,14 +210,17 @@ def current_forward_pass() -> ForwardPass | None:
 def mark_representation(tensors: Sequence[Any], group: Any) -> list[Any]:
     """Marks tensors of `Z`, where a forward pass is recorded.
 
-    Tensors that are not floating point are passed on beside one that is.
+    What is not floating point is passed on beside a tensor that is.
     """
     forward = current_forward_pass()
     if forward is None:
         if (elsewhere := _current.get()) is not None:
             elsewhere.marked_elsewhere = True
         return list(tensors)
-    floating = [tf.as_dtype(tensor.dtype).is_floating for tensor in tensors]
+    floating = [
+        tensor is not None and tf.as_dtype(tensor.dtype).is_floating
+        for tensor in tensors
+    ]
     marked = []
     for tensor, is_floating in zip(tensors, floating, strict=True):
         if any(floating) and not is_floating:

@@ -1,5 +1,7 @@
 """Which tasks read what, and that a head may begin before `Z`."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ def state_and_sequence(mark):
     return x, heads(layers.Flatten()(sequence), "a") | heads(h, "b")
 
 
+STANDARD = {"gradients": "representation"}
 STRUCTURES = [
     pyramid,
     encoder_called_twice,
@@ -51,7 +54,7 @@ STRUCTURES = [
 @pytest.mark.parametrize(
     "options",
     [
-        {"gradients": "representation"},
+        STANDARD,
         {"gradients": "parameters"},
         {"weighting": "uniform"},
         {"weighting": {"a": 0.2, "b": 0.7, "c": 3.0}},
@@ -80,7 +83,13 @@ def test_shared_variables_are_weighted_and_heads_are_not(structure, options):
         oracle._numpy(tape.gradient(loss, model.trainable_variables))
         for loss in losses
     ]
-    model.train_on_batch(x, y)
+    apart = structure in STRUCTURES[:3] and options == STANDARD
+    with (
+        pytest.warns(UserWarning, match="No two tasks read")
+        if apart
+        else (contextlib.nullcontext())
+    ):
+        model.train_on_batch(x, y)
     task_weights = [model.task_weights[t] for t in outputs]
     expected = oracle.direction(full, task_weights)
     for old, variable, step in zip(

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from keras_mgda import MGDAModel, SharedRepresentation
-from keras_mgda.descent.forward import record
-from keras_mgda.functional import describe, mark
+from keras_mgda.descent.forward import record_forward_pass
+from keras_mgda.description import describe
+from keras_mgda.functional import mark
 from tests.support import zoo
 
 # The layers of which the output is marked, once for each marked tensor.
@@ -88,7 +89,7 @@ def test_finds_the_cut_and_changes_nothing_else(build, tmp_path):
     # The values, also of a training step, in which nested models are marked.
     expected = plain(x)
     same(marked(x), expected)
-    with record() as recording:
+    with record_forward_pass() as recording:
         same(marked(x), expected)
     assert len(recording.representations) == len(cut.parts)
 
@@ -128,6 +129,7 @@ def test_description_counts_every_variable_once(build):
 
 
 @diagonal
+@pytest.mark.filterwarnings("ignore:No two tasks read")
 def test_says_where_tasks_are_apart_and_the_advice_works(build):
     plain, x, y, loss = build()
     with pytest.warns(UserWarning, match="is read by two tasks") as warned:
@@ -141,6 +143,7 @@ def test_says_where_tasks_are_apart_and_the_advice_works(build):
 
 
 @diagonal
+@pytest.mark.filterwarnings("ignore:No two tasks read")
 def test_weights_of_parameters_differ_where_tasks_are_apart(build):
     """MGDA-UB weighs by the norms alone; the exact Gram matrix by more."""
     plain, x, y, loss = build()
@@ -159,6 +162,7 @@ def test_weights_of_parameters_differ_where_tasks_are_apart(build):
     )
 
 
+@pytest.mark.filterwarnings("ignore:No two tasks read")
 @pytest.mark.parametrize(
     "build",
     [zoo.pyramid_model, zoo.bert, zoo.siamese_and_one, zoo.lstm_with_states],
@@ -226,7 +230,7 @@ def test_model_of_models():
         (part,) = describe(marked).cut.parts
         assert part == ("outer/inner/z", (None, 4), ("a", "b"))
         marked.compile("sgd", loss=loss, run_eagerly=True)
-        with record():
+        with record_forward_pass():
             same(marked(x), plain(x))
         marked.train_on_batch(x, y)
     finally:
