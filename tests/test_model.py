@@ -168,7 +168,6 @@ def test_nothing_is_traced_again_while_shapes_stay(gradients):
 
 
 STEPS = f"""
-import sys; sys.path.insert(0, {networks.HERE!r})
 from tests.support import networks
 for gradients in {MODES}:
     for jit_compile in (False, True):

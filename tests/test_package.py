@@ -12,7 +12,6 @@ import sys
 import pytest
 
 import keras_mgda
-from tests.support import networks
 
 PACKAGE = pathlib.Path(keras_mgda.__file__).parent
 ROOT = PACKAGE.parent
@@ -151,7 +150,7 @@ def python(code, cwd=None, **env):
         [sys.executable, "-c", code],
         cwd=cwd,
         env=os.environ
-        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{networks.HERE}"}
+        | {"PYTHONPATH": str(ROOT)}
         | env,
         capture_output=True,
         text=True,

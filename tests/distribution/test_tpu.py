@@ -6,7 +6,6 @@ rest is what TPUs are known not to do in float64, which they emulate.
 """
 
 import collections
-import pathlib
 import re
 
 import keras
@@ -41,22 +40,6 @@ NOT_IN_FLOAT64 = HOST_INSTRUCTIONS | {
 }
 
 
-def traced_step(case, **compile_args):
-    """The whole step for a batch of known size, as `jit_compile` runs it."""
-    weighting, gradients = case
-    model = runs.compiled(
-        of_encoder=(layers.BatchNormalization, lambda: layers.Dropout(0.3)),
-        weighting=runs.WEIGHTINGS[weighting],
-        gradients=gradients,
-        metrics={"a": "accuracy"},
-        **compile_args,
-    )
-    batch = keras.tree.map_structure(tf.constant, runs.data(runs.BATCH_SIZE))
-    model.train_on_batch(*batch)  # makes all variables
-    step = tf.function(model.train_step, jit_compile=True, autograph=False)
-    return step, batch
-
-
 def instructions(step, batch):
     """`(opcode, line)` of the program before XLA optimizes it."""
     program = step.experimental_get_compiler_ir(batch)(stage="hlo")
@@ -87,7 +70,7 @@ ALWAYS |= {
 def test_step_is_one_static_xla_program(case, policy):
     keras.config.set_dtype_policy(policy)
     try:
-        step, batch = traced_step(case)
+        step, batch = runs.traced_step(case)
         graph = step.get_concrete_function(batch).graph
         program = list(instructions(step, batch))
     finally:
@@ -145,7 +128,7 @@ def test_compiled_step_in_bfloat16_trains(gradients):
     assert loss == pytest.approx(in_float32[0], rel=0.02)
 
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "tpu.py"
+EXAMPLE = "examples.tpu"
 FEW = ("--epochs", 3, "--images", 256)
 
 
@@ -153,7 +136,7 @@ FEW = ("--epochs", 3, "--images", 256)
 def printed_on_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     ended = processes.alone(
-        *("--batch-size", 64, "--saved-models", folder, *FEW), script=EXAMPLE
+        *("--batch-size", 64, "--saved-models", folder, *FEW), module=EXAMPLE
     )
     return numbers_of(ended, replicas=1)
 
@@ -186,7 +169,7 @@ def test_example_trains_on_replicas_as_on_one(
         *("--strategy", strategy, "--devices", replicas),
         *("--batch-size", 64 // replicas, "--saved-models", tmp_path),
         *("--backup", tmp_path / "backup", *FEW),
-        script=EXAMPLE,
+        module=EXAMPLE,
     )
     ended = ended if strategy == "multiworker" else [ended]
     for worker in ended:
@@ -211,7 +194,7 @@ def test_example_with_what_a_tpu_is_given(tmp_path, printed_on_one):
     ended = processes.alone(
         *("--batch-size", 64, "--saved-models", tmp_path, *FEW),
         *("--mixed-bfloat16", "--steps-per-execution", 4),
-        script=EXAMPLE,
+        module=EXAMPLE,
     )
     loss, *_ = numbers_of(ended, replicas=1)
     assert loss == pytest.approx(printed_on_one[0], rel=0.01)
@@ -220,11 +203,11 @@ def test_example_with_what_a_tpu_is_given(tmp_path, printed_on_one):
 
 def test_example_with_a_batch_of_more_images_than_there_are(tmp_path):
     ended = processes.alone(
-        "--images", 8, "--saved-models", tmp_path, script=EXAMPLE
+        "--images", 8, "--saved-models", tmp_path, module=EXAMPLE
     )
     assert ended.code == 1
     assert "32 images in a batch are more than there are." in ended.output
 
 
 def test_example_says_that_it_was_not_run_on_a_tpu():
-    assert "IT WAS NOT RUN ON A TPU" in EXAMPLE.read_text()[:200]
+    assert "IT WAS NOT RUN ON A TPU" in (processes.ROOT / "examples" / "tpu.py").read_text()[:200]

@@ -5,8 +5,6 @@ shared representation, and returns `(inputs, outputs)`. All losses are mean
 squared errors; the output `"aside"` is no task.
 """
 
-import pathlib
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -14,7 +12,6 @@ from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation, weightings
 
-HERE = str(pathlib.Path(__file__).parent)
 
 
 def dense(units=1, **kwargs):

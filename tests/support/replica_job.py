@@ -1,6 +1,6 @@
 """One process of a distributed run; prints what it found.
 
-    python replica_job.py JOB [ARGUMENT ...]
+    python -m tests.support.replica_job JOB [ARGUMENT ...]
 
 A worker if `TF_CONFIG` says so. Prints `RESULT` and JSON as its last line.
 """

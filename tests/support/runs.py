@@ -145,6 +145,22 @@ def of_case(case, strategy=None):
 of_case_on_one = functools.cache(of_case)
 
 
+def traced_step(case, **compile_args):
+    """The whole step for a batch of known size, as `jit_compile` runs it."""
+    weighting, gradients = case
+    model = compiled(
+        of_encoder=(layers.BatchNormalization, lambda: layers.Dropout(0.3)),
+        weighting=WEIGHTINGS[weighting],
+        gradients=gradients,
+        metrics={"a": "accuracy"},
+        **compile_args,
+    )
+    batch = keras.tree.map_structure(tf.constant, data(BATCH_SIZE))
+    model.train_on_batch(*batch)  # makes all variables
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    return step, batch
+
+
 def fit(model, **fit_args):
     """Trains on all `data`, in its order."""
     history = model.fit(

@@ -9,31 +9,10 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mgda import GradientFork, MGDAModel, SharedRepresentation, weightings
-from keras_mgda.weightings import (
-    CRMOGM,
-    DWA,
-    FAMO,
-    GradNorm,
-    GradVac,
-    PCGrad,
-    Random,
-    Uncertainty,
-    UPGrad,
-)
+from keras_mgda.weightings import FAMO, GradNorm, PCGrad, UPGrad
 from tests.support.gram_matrices import gram_of, jacobian, random
+from tests.support.weighting_cases import IDENTIFIERS, STATEFUL, TASKS, state
 
-IDENTIFIERS = sorted(weightings._BY_NAME)
-STATEFUL = {
-    "cr_mogm": CRMOGM,
-    "cr_mogm of famo": lambda: CRMOGM(FAMO()),
-    "dwa": lambda: DWA(period=3),
-    "famo": FAMO,
-    "gradnorm": GradNorm,
-    "gradvac": lambda: GradVac(seed=1),
-    "pcgrad": lambda: PCGrad(seed=1),
-    "random": lambda: Random(seed=1),
-    "uncertainty": Uncertainty,
-}
 each = pytest.mark.parametrize("identifier", IDENTIFIERS)
 each_stateful = pytest.mark.parametrize(
     "name",
@@ -47,7 +26,6 @@ each_stateful = pytest.mark.parametrize(
         for name in STATEFUL
     ],
 )
-TASKS = ("a", "b", "c")
 
 
 def grams(steps=4, m=3):
@@ -166,17 +144,6 @@ def fit(model, **options):
     options = {"batch_size": 8, "shuffle": False, "verbose": 0, **options}
     model.fit(*data(), **options)
     return model
-
-
-def state(model):
-    """`{name: array}`, with what a wrapped weighting remembers."""
-    layer, values = model._descent.weighting.state, {}
-    while layer is not None:
-        values |= {
-            variable.path: variable.numpy() for variable in layer.weights
-        }
-        layer = getattr(layer, "inner", None)
-    return list(values.values())
 
 
 def assert_same(model, other):
