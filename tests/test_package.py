@@ -149,9 +149,7 @@ def python(code, cwd=None, **env):
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=cwd,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT)}
-        | env,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
         capture_output=True,
         text=True,
     )

@@ -23,7 +23,6 @@ from keras_mgda import (
 from tests.support import networks, processes, runs
 from tests.support.refusal import refused
 
-
 PLAIN = ("mgda", "representation")
 ALWAYS = [
     ("mgda", "representation"),

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 
 from tests.support import processes, runs
 
@@ -210,4 +209,7 @@ def test_example_with_a_batch_of_more_images_than_there_are(tmp_path):
 
 
 def test_example_says_that_it_was_not_run_on_a_tpu():
-    assert "IT WAS NOT RUN ON A TPU" in (processes.ROOT / "examples" / "tpu.py").read_text()[:200]
+    assert (
+        "IT WAS NOT RUN ON A TPU"
+        in (processes.ROOT / "examples" / "tpu.py").read_text()[:200]
+    )

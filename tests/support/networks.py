@@ -13,7 +13,6 @@ from keras import layers
 from keras_mgda import MGDAModel, SharedRepresentation, weightings
 
 
-
 def dense(units=1, **kwargs):
     return layers.Dense(units, activation="tanh", **kwargs)
 
