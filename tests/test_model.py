@@ -89,7 +89,9 @@ def test_all_executions_train_alike(how, gradients):
 @pytest.mark.parametrize("style", STYLES[1:], ids=lambda style: style.__name__)
 def test_all_styles_train_alike(style, gradients):
     """Also one that was not built before."""
-    weights, losses, task_weights = trained(style, gradients=gradients)
+    weights, losses, task_weights = trained(
+        style, gradients=gradients, run_eagerly=True
+    )
     expected = trained_eagerly(gradients)
     assert_same(weights, expected[0])
     np.testing.assert_allclose(losses, expected[1], rtol=1e-4)
@@ -198,6 +200,7 @@ def test_task_without_gradient_leaves_the_simplex(gradients):
             "sgd",
             loss={t: "mse" if t in tasks else None for t in "abc"},
             gradients=gradients,
+            run_eagerly=True,
         )
         rng = np.random.default_rng(0)
         features = rng.normal(size=(9, 8))
@@ -224,7 +227,7 @@ def test_dead_head_does_not_stop_the_encoder():
         bias_initializer=keras.initializers.Constant(-1.0),
     )
     model = MGDAModel(x, {"a": layers.Dense(1)(z), "b": never(z)})
-    model.compile("sgd", loss="mse")
+    model.compile("sgd", loss="mse", run_eagerly=True)
     model.train_on_batch(*batch())
     assert model.task_weights == {"a": 1.0, "b": 0.0}
 

@@ -396,7 +396,7 @@ def test_what_comes_around_the_representation_is_seen():
 
 
 def test_last_layers_are_named(capsys):
-    step(three_layers, gradients="last")
+    step(three_layers, gradients="last", run_eagerly=True)
     said = capsys.readouterr().out
     assert said == "Task gradients: those of 'part/inner', 'third'.\n"
 
@@ -415,7 +415,7 @@ def layers_and_their_normalizations(mark):
 
 def test_normalizations_are_not_layers_on_their_own(capsys):
     model = networks.mgda_model(
-        layers_and_their_normalizations, gradients="last"
+        layers_and_their_normalizations, gradients="last", run_eagerly=True
     )
     model.train_on_batch(*networks.data(model))
     said = capsys.readouterr().out
@@ -436,7 +436,7 @@ def test_normalizations_are_not_layers_on_their_own(capsys):
 )
 def test_other_layers_are_refused(gradients, message):
     with refused(message):
-        step(three_layers, gradients=gradients)
+        step(three_layers, gradients=gradients, run_eagerly=True)
 
 
 def test_layers_are_kept_with_the_model(tmp_path):
@@ -447,6 +447,7 @@ def test_layers_are_kept_with_the_model(tmp_path):
         gradients=[model.get_layer("third"), "first"],
         verify=True,
         max_corrections=3,
+        run_eagerly=True,
     )
     x, y = networks.data(model)
     model.fit(x, y, verbose=0)
@@ -456,6 +457,7 @@ def test_layers_are_kept_with_the_model(tmp_path):
     assert config["gradients"] == ["third", "first"]
     assert config["verify"] is True
     assert config["max_corrections"] == 3
+    loaded.run_eagerly = True
     history = loaded.fit(x, y, verbose=0).history
     assert set(LOOKED_AT) < set(history)
 
@@ -463,16 +465,21 @@ def test_layers_are_kept_with_the_model(tmp_path):
 # Where it runs
 
 
-@pytest.mark.parametrize("gradients", ["last", "verified"])
 @pytest.mark.parametrize(
-    ("structure", "graph"),
+    ("structure", "gradients", "graph"),
     [
-        pytest.param(normalized, "graph", marks=pytest.mark.slow),
-        (normalized, "xla"),
-        pytest.param(skipping, "graph", marks=pytest.mark.slow),
-        pytest.param(skipping, "xla", marks=pytest.mark.slow),
-        pytest.param(recurrent, "graph", marks=pytest.mark.slow),
-        pytest.param(recurrent, "xla", marks=pytest.mark.slow),
+        pytest.param(
+            *case,
+            marks=()
+            if case
+            in ((skipping, "last", "graph"), (skipping, "verified", "xla"))
+            else pytest.mark.slow,
+        )
+        for case in itertools.product(
+            (normalized, skipping, recurrent),
+            ("last", "verified"),
+            ("graph", "xla"),
+        )
     ],
 )
 def test_graphs_compute_what_eager_code_does(structure, gradients, graph):
@@ -490,7 +497,11 @@ def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
     try:
         model = networks.mgda_model(
-            perceptron, "adam", gradients="verified", verify=True
+            perceptron,
+            "adam",
+            gradients="verified",
+            verify=True,
+            run_eagerly=True,
         )
         x, y = networks.data(model, 24)
         y = {task: of_task.astype("float32") for task, of_task in y.items()}
@@ -502,6 +513,7 @@ def test_mixed_precision(policy):
     assert min(history["min_cosine"][1:]) > -0.02
 
 
+@pytest.mark.slow
 def test_replicas_take_the_same_direction(strategy):
     found = []
     for where in (tf.distribute.get_strategy(), strategy):
@@ -526,7 +538,7 @@ def test_replicas_take_the_same_direction(strategy):
 
 
 def test_evaluation_has_no_directions():
-    model = networks.mgda_model(networks.plain, verify=True)
+    model = networks.mgda_model(networks.plain, verify=True, run_eagerly=True)
     x, y = networks.data(model)
     history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0)
     names = set(history.history)
@@ -546,7 +558,8 @@ class NoSecondDerivative(layers.Layer):
 
 
 @pytest.mark.parametrize(
-    "compile_args", [{"gradients": "verified"}, {"verify": True}]
+    "compile_args",
+    [{"gradients": "verified"}, {"verify": True, "run_eagerly": True}],
 )
 def test_operation_without_second_derivative_is_named(compile_args):
     x = keras.Input((9, 9, 1))
