@@ -104,15 +104,26 @@ def test_readme_lists_the_files_in_the_order_of_their_imports():
 
 
 def test_mathematics_stands_on_its_own():
-    assert imported_by("keras_mgda.gram") == set()
-    assert imported_by("keras_mgda.quadratic") == set()
-    assert imported_by("keras_mgda.min_norm") == {"keras_mgda.quadratic"}
-    solvers = {"keras_mgda.quadratic", "keras_mgda.min_norm"}
-    family = {
-        name for name in MODULES if name.startswith("keras_mgda.weightings")
+    """TensorFlow aside, `linalg` and `weightings` know nothing but `linalg`."""
+    of_folder = {
+        folder: {name for name in MODULES if f".{folder}" in name}
+        for folder in ("linalg", "weightings")
     }
-    for name in family:
-        assert imported_by(name) <= solvers | family
+    for name in of_folder["linalg"]:
+        assert imported_by(name) <= of_folder["linalg"]
+    for name in of_folder["weightings"]:
+        assert imported_by(name) <= set.union(*of_folder.values())
+
+
+def test_serving_and_distribution_know_nothing_of_mgda():
+    for folder in ("serving", "distribution"):
+        for name in (name for name in MODULES if f".{folder}" in name):
+            others = {
+                module
+                for module in imported_by(name)
+                if f".{folder}" not in module
+            }
+            assert others <= {"keras_mgda.internals"}, name
 
 
 @pytest.mark.parametrize("name", MODULES)

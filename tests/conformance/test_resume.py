@@ -10,16 +10,8 @@ JOB = "tests.support.resume_job"
 KILLED_AFTER = 14
 
 
-@pytest.mark.parametrize(
-    "weighting",
-    [
-        pytest.param(
-            name,
-            marks=() if name == "cr_mogm of famo" else pytest.mark.slow,
-        )
-        for name in STATEFUL
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", STATEFUL)
 def test_killed_in_an_epoch_and_resumed_ends_with_the_same_bits(
     weighting, tmp_path
 ):

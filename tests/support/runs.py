@@ -153,6 +153,7 @@ def traced_step(case, **compile_args):
         weighting=WEIGHTINGS[weighting],
         gradients=gradients,
         metrics={"a": "accuracy"},
+        run_eagerly=True,
         **compile_args,
     )
     batch = keras.tree.map_structure(tf.constant, data(BATCH_SIZE))
