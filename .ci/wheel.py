@@ -13,6 +13,8 @@ import keras_mgda
 folder = pathlib.Path(keras_mgda.__file__).parent
 assert folder.is_relative_to(sys.prefix), f"not the wheel: {folder}"
 assert (folder / "py.typed").exists()
+for name in ("tests", "examples", "benchmarks"):
+    assert not (folder.parent / name).exists(), f"{name} was installed, too"
 for module in pkgutil.walk_packages([str(folder)], "keras_mgda."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
