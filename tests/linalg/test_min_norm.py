@@ -147,7 +147,8 @@ def test_any_integers_are_optimal(data, m):
         assert abs(excess(gram, w, best_of_all_supports(gram))) <= 1e-6
 
 
-@pytest.mark.parametrize("m", [3, 10, 40])
+# XLA compiles a program for each size and type: of few sizes here.
+@pytest.mark.parametrize("m", [3, 10])
 @pytest.mark.parametrize("spread", [0, 4])
 def test_float64_is_solved_to_float64(m, spread):
     gram = gram_of(jacobian(random, m, spread), np.float64)
@@ -160,7 +161,7 @@ def test_float64_is_solved_to_float64(m, spread):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("max_steps", [1, 3, 7])
 @pytest.mark.parametrize("spread", [0, 4])
 def test_gap_bounds_the_error_of_any_weights(method, max_steps, spread):
     # Also of those on the way: the step limit leaves the simplex never.
@@ -248,7 +249,7 @@ def test_two_tasks_are_closed_form(ratio, cosine):
         assert point.num_steps == 0
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 10])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_rows_take_all_weight(method, m):
     for zeros in [[0], [m - 1], list(range(m))]:
@@ -261,7 +262,7 @@ def test_zero_rows_take_all_weight(method, m):
         assert point.duality_gap == 0
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 10])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_rows_are_one_gradient(method, m):
     gram = np.full([m, m], 0.3, np.float32)
@@ -281,7 +282,7 @@ def test_a_dominating_short_gradient_is_an_exact_vertex(m):
     )
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 10])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bad_gram_gives_nan_never_zero(method, m, bad):
@@ -318,7 +319,7 @@ def test_integers_are_float32():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("m", [1, 2, 3, 5])
+@pytest.mark.parametrize("m", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_active_tasks_are_solved_alone(method, m):
     gram = gram_of(jacobian(random, m, 2), np.float64)
     for active in itertools.product([False, True], repeat=m):
@@ -393,11 +394,10 @@ def algorithm_2(gram, num_steps):
     return w
 
 
-@pytest.mark.parametrize("max_steps", [1, 2, 3, 10])
-@pytest.mark.parametrize("m", [5, 10])
-def test_frank_wolfe_is_algorithm_2_step_by_step(m, max_steps):
+@pytest.mark.parametrize("max_steps", [1, 3, 10])
+def test_frank_wolfe_is_algorithm_2_step_by_step(max_steps):
     for spread in [0, 2]:
-        gram = gram_of(jacobian(random, m, spread), np.float64)
+        gram = gram_of(jacobian(random, 5, spread), np.float64)
         point = min_norm_point(gram, method="frank_wolfe", max_steps=max_steps)
         assert point.num_steps == max_steps
         np.testing.assert_allclose(
