@@ -552,6 +552,7 @@ def test_new_values_compile_nothing(count_compilations):
     assert count_compilations(script) == 5
 
 
+@pytest.mark.slow
 def test_the_count_sees_a_recompilation(count_compilations):
     script = PROGRAM.replace("{functions}", "[indexed_by_a_traced_task]")
     assert count_compilations(script) == 5

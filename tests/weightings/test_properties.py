@@ -15,7 +15,6 @@ from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 from tests.support.weighting_cases import OTHERS, PROMISES, SEEDED
 
 
-
 def makers(promise):
     """New weightings, without anything to remember, that promise this."""
     table = {

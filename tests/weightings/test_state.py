@@ -54,22 +54,31 @@ def sequence(weigh):
 
 
 @each
-def test_eager_graph_and_xla_agree_and_trace_once(identifier):
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
+)
+def test_graphs_agree_with_eager_code_and_trace_once(identifier, jit_compile):
     seeded = weightings.get(identifier).get_config()
     make = type(weightings.get(identifier)).from_config
     expected = sequence(make(seeded))
-    for jit_compile in (False, True):
-        weighting = make(seeded)
-        compiled = tf.function(weighting, jit_compile=jit_compile)
-        weighting.build(TASKS)
-        np.testing.assert_allclose(
-            sequence(compiled), expected, rtol=1e-5, atol=1e-6
-        )
-        assert compiled.experimental_get_tracing_count() == 1
+    weighting = make(seeded)
+    compiled = tf.function(weighting, jit_compile=jit_compile)
+    weighting.build(TASKS)
+    np.testing.assert_allclose(
+        sequence(compiled), expected, rtol=1e-5, atol=1e-6
+    )
+    assert compiled.experimental_get_tracing_count() == 1
 
 
 @each
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float16",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        pytest.param("float64", marks=pytest.mark.slow),
+    ],
+)
 def test_other_float_types(identifier, dtype):
     seeded = weightings.get(identifier).get_config()
     make = type(weightings.get(identifier)).from_config
@@ -161,7 +170,9 @@ def compiled(weighting, **options):
     model = network()
     loss = dict.fromkeys(TASKS, "mse")
     optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
-    model.compile(optimizer, loss, weighting=weighting, **options)
+    # Graphs take longer to trace than these steps take.
+    how = {"run_eagerly": True} if "jit_compile" not in options else {}
+    model.compile(optimizer, loss, weighting=weighting, **how | options)
     return model
 
 
@@ -223,9 +234,13 @@ def test_state_of_another_weighting_is_refused(tmp_path):
 
 
 @each_stateful
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_step_that_is_not_finite_is_not_remembered(name, jit_compile):
-    model = compiled(STATEFUL[name](), jit_compile=jit_compile)
+@pytest.mark.parametrize(
+    "options",
+    [{"run_eagerly": True}, {"jit_compile": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_step_that_is_not_finite_is_not_remembered(name, options):
+    model = compiled(STATEFUL[name](), **options)
     x, y = data(1)
     for _ in range(4):
         model.train_on_batch(x, y)
