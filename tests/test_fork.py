@@ -83,7 +83,10 @@ def test_stock_fit_makes_the_steps_of_mgda_model(weighting, data):
     "options",
     [
         {"jit_compile": True, "run_eagerly": False},
-        {"steps_per_execution": 3, "run_eagerly": False},
+        pytest.param(
+            {"steps_per_execution": 3, "run_eagerly": False},
+            marks=pytest.mark.slow,
+        ),
         {"loss_weights": {"a": 2.0, "b": 0.5, "c": 1.0}},
     ],
     ids=lambda options: next(iter(options)),

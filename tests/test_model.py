@@ -1,4 +1,5 @@
 import functools
+import itertools
 import math
 
 import keras
@@ -14,16 +15,13 @@ from tests.support import networks
 MODES = ["representation", "parameters"]
 each_mode = pytest.mark.parametrize("gradients", MODES)
 
-EXECUTIONS = [
-    pytest.param({"jit_compile": False}, id="graph"),
-    pytest.param({"jit_compile": True}, id="xla"),
-    pytest.param({"steps_per_execution": 2}, id="two steps"),
-    pytest.param(
-        {"steps_per_execution": 2, "jit_compile": True},
-        id="two steps, xla",
-        marks=pytest.mark.slow,
-    ),
-]
+EXECUTIONS = {
+    "graph": {"jit_compile": False},
+    "xla": {"jit_compile": True},
+    "two steps": {"steps_per_execution": 2},
+    "two steps, xla": {"steps_per_execution": 2, "jit_compile": True},
+}
+ALWAYS = (("xla", "representation"), ("two steps", "parameters"))
 
 
 def functional(**kwargs):
@@ -73,11 +71,16 @@ def trained_eagerly(gradients):
     return trained(functional, gradients=gradients, run_eagerly=True)
 
 
-@each_mode
-@pytest.mark.parametrize("how", EXECUTIONS)
+@pytest.mark.parametrize(
+    ("how", "gradients"),
+    [
+        pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.slow)
+        for case in itertools.product(EXECUTIONS, MODES)
+    ],
+)
 def test_all_executions_train_alike(how, gradients):
     weights, losses, task_weights = trained(
-        functional, gradients=gradients, **how
+        functional, gradients=gradients, **EXECUTIONS[how]
     )
     expected = trained_eagerly(gradients)
     assert_same(weights, expected[0])
@@ -152,7 +155,10 @@ def test_one_forward_pass_and_one_optimizer_step(gradients):
     assert model.optimizer.iterations.numpy() == 1
 
 
-@each_mode
+@pytest.mark.parametrize(
+    "gradients",
+    ["representation", pytest.param("parameters", marks=pytest.mark.slow)],
+)
 def test_nothing_is_traced_again_while_shapes_stay(gradients):
     x = keras.Input((8,))
     z = SharedRepresentation()(Counted()(networks.dense(4)(x)))

@@ -121,7 +121,6 @@ def test_sparse_gradients_train_as_in_stock_keras(structure, optimizer):
 
 COMPILE_ARGS = {
     "metrics": {
-        "jit_compile": False,
         "loss_weights": {"one": 2.0, "two": 0.3},
         "metrics": {"one": ["accuracy"], "two": ["mae", "mse"]},
         "weighted_metrics": {"one": ["accuracy"], "two": ["mae"]},
@@ -133,7 +132,15 @@ COMPILE_ARGS = {
 
 
 @pytest.mark.parametrize(
-    "compile_args", COMPILE_ARGS.values(), ids=COMPILE_ARGS.keys()
+    "compile_args",
+    [
+        pytest.param(
+            compile_args,
+            id=name,
+            marks=pytest.mark.slow if name == "steps_per_execution" else (),
+        )
+        for name, compile_args in COMPILE_ARGS.items()
+    ],
 )
 def test_compile_arguments_mean_what_they_do_in_stock_keras(compile_args):
     ours = train(MGDAModel, MOMENTUM, weighting="uniform", **compile_args)

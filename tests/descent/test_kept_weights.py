@@ -47,14 +47,19 @@ def test_one_is_every_step():
     assert_same(every, always)
 
 
-@each_mode
 @pytest.mark.parametrize(
-    "options",
+    ("gradients", "options"),
     [
-        {"jit_compile": False},
-        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        ("representation", {"run_eagerly": True}),
+        ("parameters", {"jit_compile": False}),
+        ("last", {"run_eagerly": True}),
+    ]
+    + [
+        pytest.param(mode, {"jit_compile": jit}, marks=pytest.mark.slow)
+        for mode in ("representation", "parameters", "last")
+        for jit in (False, True)
+        if (mode, jit) != ("parameters", False)
     ],
-    ids=str,
 )
 def test_weights_of_a_step_serve_for_three(gradients, options):
     kept = model(3, gradients=gradients, **options)

@@ -48,18 +48,21 @@ def instructions(step, batch):
 
 
 # Of the others, the weighting differs only.
-ALWAYS = {("mgda", mode) for mode in runs.MODES}
+ALWAYS = (
+    (("mgda", "representation"), "float32"),
+    (("mgda", "parameters"), "mixed_bfloat16"),
+)
 
 
 @pytest.mark.parametrize(
     ("case", "policy"),
     [
-        pytest.param(
-            case, "float32", marks=() if case in ALWAYS else pytest.mark.slow
-        )
-        for case in runs.CASES
-    ]
-    + [(("mgda", mode), "mixed_bfloat16") for mode in runs.MODES],
+        pytest.param(*each, marks=() if each in ALWAYS else pytest.mark.slow)
+        for each in [
+            *((case, "float32") for case in runs.CASES),
+            *((("mgda", mode), "mixed_bfloat16") for mode in runs.MODES),
+        ]
+    ],
 )
 def test_step_is_one_static_xla_program(case, policy):
     keras.config.set_dtype_policy(policy)

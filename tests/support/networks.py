@@ -7,6 +7,7 @@ squared errors; the output `"aside"` is no task.
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
@@ -221,6 +222,17 @@ STRUCTURES = (
     with_output_that_is_no_task,
     deep_heads,
 )
+
+
+def each_structure(always, structures=STRUCTURES):
+    """All structures; the tests of those that are not named are slow."""
+    return pytest.mark.parametrize(
+        "structure",
+        [
+            pytest.param(s, marks=() if s in always else pytest.mark.slow)
+            for s in structures
+        ],
+    )
 
 
 def losses(outputs):
