@@ -10,10 +10,6 @@ from keras_mgda.weightings import FAMO, GradVac
 from tests.support import networks
 from tests.support.refusal import refused
 
-each_mode = pytest.mark.parametrize(
-    "gradients", ["representation", "parameters", "last"]
-)
-
 
 def model(update_every, optimizer="adam", **options):
     keras.utils.set_random_seed(0)
