@@ -65,6 +65,21 @@ def test_heads_move_plainly_and_shared_variables_by_the_weighted_sum(
     assert list(model.task_weights.values()) == pytest.approx(given)
 
 
+@pytest.mark.parametrize("given", [GIVEN, [0.0, 1.1, 1e-6]], ids=str)
+@networks.each_structure(
+    always=(
+        networks.three_tasks,
+        networks.layer_in_two_heads,
+        networks.tied_embedding,
+    )
+)
+def test_so_they_do_by_weights_that_no_gradient_chose(structure, given):
+    """A head learns its task whatever the weight of that, zero included."""
+    m = len([loss for loss in networks.task_losses(structure) if loss])
+    _, of_tasks, change = step(structure, weighting=given[:m], run_eagerly=True)
+    assert_same(change, oracle.direction(of_tasks.full, given))
+
+
 @each_structure
 def test_gram_matrix_of_the_representation_keeps_the_batch_axis(structure):
     _, of_tasks, _, gram = step_with_given_weights(structure, "representation")
