@@ -128,7 +128,6 @@ GRAPHS = {"graph": {"jit_compile": False}, "xla": {"jit_compile": True}}
 # to trace; the bypass has every kind of gradient.
 ALWAYS = {
     (networks.bypass, "graph", "parameters"),
-    (networks.bypass, "xla", "representation"),
     (networks.masked, "xla", "parameters"),
 }
 

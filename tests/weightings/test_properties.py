@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_mgda import weightings
-from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
+from tests.support.gram_matrices import FAMILIES, gram_of, jacobian
 from tests.support.weighting_cases import OTHERS, PROMISES, SEEDED
 
 
@@ -44,11 +44,11 @@ def hostile(m):
     grams = {}
     # One gradient is of one family.
     for family in FAMILIES if m > 1 else FAMILIES[:1]:
-        for spread in SPREADS:
+        for spread in (0, 4):
             J = jacobian(family, m, spread)
             name = f"{family.__name__} 1e{spread}"
             grams[name] = gram_of(J)
-            if spread == 2:
+            if spread == 4:
                 J[:: max(2, m // 3)] = 0
                 grams[f"{name} with zeros"] = gram_of(J)
     grams["all zero"] = np.zeros((m, m), np.float32)

@@ -14,6 +14,7 @@ from keras_mgda.weightings import (
     FAMO,
     MGDA,
     Fixed,
+    GeometricMean,
     GradNorm,
     PCGrad,
     UPGrad,
@@ -252,6 +253,21 @@ def test_a_step_that_is_not_finite_is_not_remembered(name, options):
     assert np.isnan(list(model.task_weights.values())).all()
     for a, b in zip(state(model), before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "make", [FAMO, GradNorm, lambda: CRMOGM(GeometricMean())]
+)
+def test_what_finite_losses_make_not_finite_is_not_remembered(make):
+    """A negative loss, of which there is no logarithm, and no power."""
+    weighting = make()
+    for losses in ([1.0, 2.0], [2.0, 1.0]):
+        weighting(np.eye(2), losses)
+    before = [v.numpy() for v in weighting.state.variables]
+    assert np.isnan(weighting(np.eye(2), [1.0, -1.0])).all()
+    for a, b in zip(weighting.state.variables, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.isfinite(weighting(np.eye(2), [1.0, 1.0])).all()
 
 
 @each_stateful

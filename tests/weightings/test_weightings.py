@@ -14,7 +14,10 @@ from tests.support.gram_matrices import (
 
 NORMALIZATIONS = ["none", "l2", "loss", "loss+"]
 each_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
-each_gram = pytest.mark.parametrize("gram", SMALL)
+# Of one task there is nothing to solve.
+each_gram = pytest.mark.parametrize(
+    "gram", [gram for gram in SMALL if len(gram.values[0]) > 1]
+)
 
 
 def losses_for(gram):
