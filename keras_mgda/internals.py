@@ -124,6 +124,18 @@ def flatten_logs(model: keras.Model, logs: Mapping[str, Any]) -> Any:
     return model._flatten_metrics_in_order(dict(logs))
 
 
+def is_no_gradient(gradient: tf.Tensor) -> bool:
+    """Whether this stands for a gradient that there is not.
+
+    TensorFlow hands zeros to a custom gradient for an output that nothing
+    reads. Only a graph tells how these were made. Can go when `None` is handed
+    on.
+    """
+    if tf.executing_eagerly() or not hasattr(gradient, "op"):
+        return False
+    return gradient.op.type in ("ZerosLike", "Zeros", "Fill", "Const")
+
+
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     """Those of batch normalization, which Keras marks by their names alone."""
     return [

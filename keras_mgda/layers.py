@@ -10,6 +10,7 @@ from keras_mgda import weightings
 from keras_mgda.descent.forward import mark_representation
 from keras_mgda.descent.task_gradients import combine, dense
 from keras_mgda.distribution.replicas import sum_over_replicas
+from keras_mgda.internals import is_no_gradient
 from keras_mgda.linalg.gram import jacobian_gram
 
 
@@ -163,6 +164,15 @@ class GradientFork(keras.layers.Layer):
         return list(fork(inputs))
 
     def _weighted_sum(self, *gradients: Any) -> tf.Tensor:
+        unread = [k for k, g in enumerate(gradients) if is_no_gradient(g)]
+        if unread and len(unread) < self.num_tasks:
+            raise ValueError(
+                "Each copy of a `GradientFork` must be read by one head, or "
+                "its weights are those of other tasks. Received: copies "
+                f"{unread} of {self.num_tasks} that no loss depends on. Hand "
+                "each head its own copy, and leave out those of outputs "
+                "without a loss."
+            )
         stacked = tf.stack([dense(gradient) for gradient in gradients])
         gram = sum_over_replicas(jacobian_gram(stacked))
         return combine(self.weighting(gram), stacked)

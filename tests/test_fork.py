@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_mgda
-from keras_mgda import weightings
+from keras_mgda import GradientFork, weightings
 
 TASKS = ("a", "b", "c")
 LOSS = {"a": "mse", "b": "mae", "c": "huber"}
@@ -174,3 +174,18 @@ def test_refuses_a_wrong_number_of_tasks(num_tasks):
 def test_refuses_a_weighting_that_needs_the_losses():
     with pytest.raises(ValueError, match="must choose by the Gram matrix"):
         keras_mgda.GradientFork(2, weightings.MGDA("loss"))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_copy_that_no_head_reads_is_noticed(jit_compile):
+    """Both heads on one copy would train the plain sum."""
+    inputs = keras.Input((4,))
+    z = layers.Dense(3)(inputs)
+    first, _ = GradientFork(2)(z)
+    model = keras.Model(inputs, {t: layers.Dense(1)(first) for t in "ab"})
+    model.compile(
+        "sgd", loss=dict.fromkeys("ab", "mse"), jit_compile=jit_compile
+    )
+    x, y = np.ones((2, 4)), {t: np.ones((2, 1)) for t in "ab"}
+    with pytest.raises(ValueError, match=r"copies \[1\] of 2 that no loss"):
+        model.train_on_batch(x, y)

@@ -25,8 +25,9 @@ MODULES = [
 def test_public_names_are_those_of_all():
     public = {
         name
-        for name, value in vars(keras_mgda).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        for name in dir(keras_mgda)
+        if not name.startswith("_")
+        and not inspect.ismodule(getattr(keras_mgda, name))
     }
     assert keras_mgda.__all__ == sorted(keras_mgda.__all__)
     modules = {
@@ -43,6 +44,19 @@ def test_public_names_are_those_of_all():
         "gram_matrix",
         "min_norm_point",
     } <= public
+
+
+def test_serving_is_loaded_when_it_is_asked_for():
+    script = (
+        "import sys, keras_mgda\n"
+        "assert not [m for m in sys.modules if 'keras_mgda.serving' in m]\n"
+        "keras_mgda.export_saved_model, keras_mgda.serving\n"
+        "print(keras_mgda.__version__)"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    version = re.search(r'version = "(.*)"', (ROOT / "pyproject.toml").read_text())
+    assert done.stdout.strip() == version[1]
 
 
 @pytest.mark.parametrize("name", keras_mgda.__all__)
