@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from examples import two_digits
-from keras_mgda.comparison import compare
+from keras_mgda.comparison import InProcess, compare
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("left", "right")
@@ -31,7 +31,12 @@ def build():
 
 def split(name):
     """For a process of its own, which loads the data by itself."""
-    return two_digits.load("digits", copies=3)[name]
+    return splits()[name]
+
+
+@functools.cache
+def splits():
+    return two_digits.load("digits", copies=3)
 
 
 def main(results, seeds, epochs, processes):
@@ -51,7 +56,7 @@ def main(results, seeds, epochs, processes):
         patience=5,
         batch_size=64,
         name="overlapping digits",
-        executor=processes,
+        executor=processes or InProcess(),
         verbose=1,
     )
     print(comparison)
@@ -68,5 +73,5 @@ if __name__ == "__main__":
     add("--results", type=Path, default=default, help="goes on from there")
     add("--seeds", type=int, default=3)
     add("--epochs", type=int, default=20)
-    add("--processes", type=int, default=2, help="at a time")
+    add("--processes", type=int, default=2, help="at a time; 0: none")
     main(**vars(parser.parse_args()))
