@@ -766,8 +766,10 @@ def _train_alone(problem: _Problem, training: _Training) -> Line:
 
 
 def _compiled(problem: _Problem, training: _Training) -> MGDAModel:
-    with contextlib.redirect_stdout(io.StringIO()):  # of `from_model`
-        model = _built(problem)
+    model = _built(problem)
+    if not isinstance(model, MGDAModel):
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = MGDAModel.from_model(model, problem.shared)
     losses, metrics = problem.losses, problem.metrics
     options = {**problem.compile_options, **training.options}
     if training.task is not None:
@@ -793,15 +795,13 @@ def _compiled(problem: _Problem, training: _Training) -> MGDAModel:
     return model
 
 
-def _built(problem: _Problem) -> MGDAModel:
+def _built(problem: _Problem) -> keras.Model:
     model = problem.build()
     if not isinstance(model, keras.Model):
         raise ValueError(
             "`build` must return a Keras model with a dict of outputs. "
             f"Received: {type(model).__name__}."
         )
-    if not isinstance(model, MGDAModel):
-        model = MGDAModel.from_model(model, problem.shared)
     return model
 
 
@@ -812,10 +812,10 @@ def _check(problem: _Problem, trainings: Sequence[_Training]) -> str:
         A digest of the network: not its variables, but their shapes, and the
         layers with their settings.
     """
-    with _turn, contextlib.redirect_stdout(io.StringIO()):
+    with _turn:
         tasks = list(problem.losses)
-        built = [problem.build(), problem.build()]
-        if built[0] is built[1] or _share_variables(*built):
+        built = [_built(problem), _built(problem)]
+        if _share_variables(*built):
             raise ValueError(
                 "`build` must return a new model at each call. Received: "
                 "models that share variables, and so would go on from one "
