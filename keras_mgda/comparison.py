@@ -240,7 +240,10 @@ def compare(
         kinds = {
             json.dumps(_described([t.task, t.options])): t for t in planned
         }
-        network = run(_check, problem, list(kinds.values())).result()
+        try:
+            network = run(_check, problem, list(kinds.values())).result()
+        except BrokenProcessPool as error:
+            raise _failure(error, planned[0], path) from error
         settings = json.loads(
             json.dumps(
                 {

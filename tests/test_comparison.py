@@ -948,6 +948,13 @@ def test_a_killed_process_takes_no_other_with_it():
 
 
 @pytest.mark.slow
+def test_a_process_that_ends_before_its_training_says_why(tmp_path):
+    given = arguments(tmp_path / "runs.jsonl", build=kill_me)
+    with pytest.raises(RuntimeError, match=r"was killed.*__main__.*goes on"):
+        compare(**given)
+
+
+@pytest.mark.slow
 def test_dask_finds_the_same(tmp_path):
     distributed = pytest.importorskip("distributed")
     here = compare(**arguments(tmp_path / "here", executor=InProcess()))
