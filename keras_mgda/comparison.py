@@ -238,7 +238,8 @@ def compare(
     _check_writable(path)
     with _running(executor, problem) as run:
         kinds = {
-            json.dumps(_described([t.task, t.options])): t for t in planned
+            json.dumps(_described([training.task, training.options])): training
+            for training in reversed(planned)  # the first of each stays
         }
         try:
             network = run(_check, problem, list(kinds.values())).result()

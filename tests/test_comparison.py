@@ -663,7 +663,7 @@ def test_a_training_that_diverges_is_a_row(tmp_path):
     found = compare(
         **arguments(
             path,
-            methods={"too far": {"weighting": {"a": 1e30, "b": 1.0}}},
+            methods={"too far": {"loss_weights": {"a": 1e38, "b": 1.0}}},
             optimizer=keras.optimizers.SGD,
             learning_rates=[0.001],
             executor=InProcess(),
@@ -679,7 +679,7 @@ def test_a_training_that_diverges_is_a_row(tmp_path):
         compare(
             **arguments(
                 path,
-                methods={"too far": {"weighting": {"a": 1e30, "b": 1.0}}},
+                methods={"too far": {"loss_weights": {"a": 1e38, "b": 1.0}}},
                 optimizer=keras.optimizers.SGD,
                 learning_rates=[0.001],
                 executor=InProcess(),
