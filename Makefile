@@ -18,8 +18,8 @@ $(VENV)/ready-for-tests: $(VENV)/ready
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/python examples/multi_mnist.py
-	$(BIN)/python examples/serve.py
+	$(BIN)/python -m examples.multi_mnist
+	$(BIN)/python -m examples.serve
 
 # In two parts: XLA keeps memory mapped for all that it compiles, and Linux lets
 # a process have 65530 maps.

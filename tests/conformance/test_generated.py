@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 from keras_mgda import (
     MGDAModel,
     SharedRepresentation,
     min_norm_point,
     weightings,
 )
-from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 
 WEIGHTINGS = sorted(set(weightings._BY_NAME) - {"fixed"})
 SIZES = (1, 2, 3, 5, 8)

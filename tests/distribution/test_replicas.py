@@ -5,9 +5,7 @@ of its own.
 """
 
 import inspect
-import pathlib
 import re
-import sys
 
 import keras
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks import scaling
 from keras_mgda import (
     GradientFork,
     MGDAModel,
@@ -23,10 +22,6 @@ from keras_mgda import (
 )
 from tests.support import networks, processes, runs
 from tests.support.refusal import refused
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-
-from benchmarks import scaling
 
 PLAIN = ("mgda", "representation")
 ALWAYS = [

@@ -145,7 +145,7 @@ def test_compiled_step_in_bfloat16_trains(gradients):
     assert loss == pytest.approx(in_float32[0], rel=0.02)
 
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "tpu.py"
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "tpu.py"
 FEW = ("--epochs", 3, "--images", 256)
 
 

@@ -4,6 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks.gram_matrices import (
+    all_positive,
+    common_offset,
+    gram_of,
+    jacobian,
+    random,
+)
 from keras_mgda import weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -21,13 +28,6 @@ from keras_mgda.weightings import (
     GradVac,
     NashMTL,
     UPGrad,
-)
-from tests.support.gram_matrices import (
-    all_positive,
-    common_offset,
-    gram_of,
-    jacobian,
-    random,
 )
 
 EXAMPLE = np.float32([[-4, 1, 1], [6, 1, 1]])

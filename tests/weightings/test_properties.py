@@ -10,6 +10,7 @@ import functools
 import numpy as np
 import pytest
 
+from benchmarks.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 from keras_mgda import weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -20,7 +21,6 @@ from keras_mgda.weightings import (
     PCGrad,
     Random,
 )
-from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 
 SIZES = (1, 2, 5, 64)
 PROMISES = {

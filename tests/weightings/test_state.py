@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.gram_matrices import gram_of, jacobian, random
 from keras_mgda import GradientFork, MGDAModel, SharedRepresentation, weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -20,7 +21,6 @@ from keras_mgda.weightings import (
     Uncertainty,
     UPGrad,
 )
-from tests.support.gram_matrices import gram_of, jacobian, random
 
 IDENTIFIERS = sorted(weightings._BY_NAME)
 STATEFUL = {
