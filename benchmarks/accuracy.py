@@ -55,7 +55,7 @@ COLORS = dict(zip(SHOWN, colormaps["Dark2"].colors, strict=True))
 def train(name, learning_rate, seed, epochs, images, data_dir):
     """The best epoch of a run, and its accuracies."""
     start = time.perf_counter()
-    data = load(images, data_dir)
+    data = two_digits.load("mnist", data_dir, images=images)
     settings = multi_mnist.SETTINGS["mnist"]._replace(epochs=epochs)
     trained = multi_mnist.train(
         METHODS[name], data, settings, learning_rate, seed
@@ -66,10 +66,6 @@ def train(name, learning_rate, seed, epochs, images, data_dir):
         "test": multi_mnist.accuracies(trained.model, data["test"]),
         "seconds": round(time.perf_counter() - start, 1),
     }
-
-
-def load(images, data_dir):
-    return two_digits.load("mnist", data_dir, images=images)
 
 
 def draw(args):
@@ -101,7 +97,8 @@ def main(argv=None):
     add("--data-dir", help="of TensorFlow Datasets")
     add("--images", type=int, help="of each split, at most")
     args = parser.parse_args(argv)
-    images = len(load(args.images, args.data_dir)["train"][0])
+    data = two_digits.load("mnist", args.data_dir, images=args.images)
+    images = len(data["train"][0])
 
     def run(name, rate, seed, epochs, search=False):
         """The line of this run: read, or trained and written."""

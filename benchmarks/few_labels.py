@@ -2,7 +2,7 @@
 
 It has labels in 1 % of the training images. Its test accuracy if it is trained
 alone, on these, is compared with that of all tasks trained together. The cases
-(images of `examples/two_digits.py`):
+(images of `examples.two_digits`):
 
 related    one digit in an image. Rare: which one it is. The others: whether it
            is odd, at least 5, and has a closed loop.

@@ -9,12 +9,11 @@ accuracy of the tasks on a validation split. The test split serves the table.
     python -m examples.multi_mnist
 
 The table and the picture in README.md are made with `--output docs/figures
---results benchmarks/results`, and `python -m benchmarks.tables`
-after it.
+--results benchmarks/results`, and `python -m benchmarks.tables` after it.
 
 What to expect is in README.md for scikit-learn's digits, where with 360 digits
 to test on 1 % is four of them, and for MNIST in docs/results.md, with more
-methods (benchmarks/accuracy.py). The paper's gain over the sum, 0.9 % of
+methods (`benchmarks.accuracy`). The paper's gain over the sum, 0.9 % of
 accuracy, does not show: these two tasks hardly conflict, and here the sum has
 its learning rate tuned as well. (Kurin et al., 2022, found the same.)
 """
