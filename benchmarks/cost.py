@@ -112,7 +112,6 @@ def make_step(network, num_tasks, method):
 
 def times(network, num_tasks, rounds, steps):
     """`{method: {"seconds", "ratio"}}`, of a step."""
-    seconds, ratios = {}, {}
     made = {
         name: make_step(network, num_tasks, name) for name in (*KERAS, *TORCH)
     }
@@ -121,7 +120,7 @@ def times(network, num_tasks, rounds, steps):
     for step in made.values():
         step()
     found = harness.interleaved(made, rounds, repeats)
-    seconds = harness.medians(found)
+    seconds, ratios = harness.medians(found), {}
     for plain, methods in (("stock Keras", KERAS), ("PyTorch", TORCH)):
         ratios |= harness.ratios({name: found[name] for name in methods}, plain)
     return {
