@@ -77,3 +77,26 @@ def test_interval_by_hand(results):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "examples")
+    for path in sorted((tables.ROOT / folder).glob("*.py"))
+]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*tables.PAGES, tables.ROOT / "Makefile", *SCRIPTS],
+    ids=lambda path: path.name,
+)
+def test_commands_run_what_is_there(path):
+    text = path.read_text()
+    for module in re.findall(r"python -m ((?:benchmarks|examples)\S+\w)", text):
+        script = tables.ROOT / (module.replace(".", "/") + ".py")
+        assert module.endswith("NAME") or 'if __name__ == "__main__"' in (
+            script.read_text()
+        )
+    assert not re.search(r"python (benchmarks|examples)/", text)
+    assert "sys.path" not in text
