@@ -1,6 +1,6 @@
 """Size, time and latency of what `export_saved_model` publishes.
 
-    python benchmarks/export.py
+    python -m benchmarks.export
 
 A MobileNetV2 encoder of 224 x 224 images and 6 convolutional heads, on this
 machine's processor. `model.export()` of Keras stands beside for size and time.

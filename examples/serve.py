@@ -1,6 +1,6 @@
 """Publishes two versions of a model, asks both, and rolls back.
 
-    python examples/serve.py [--server localhost:8500/8501]
+    python -m examples.serve [--server localhost:8500/8501]
 
 1. A model of two overlapping digits is trained and published as version 1,
    trained on, and published as version 2. The next run loads both.
@@ -23,12 +23,11 @@ import urllib.request
 from pathlib import Path
 
 import keras
-import multi_mnist
 import numpy as np
 import tensorflow as tf
-import two_digits
 
 import keras_mgda
+from examples import multi_mnist, two_digits
 from keras_mgda import serving
 
 FOLDER = Path(__file__).parents[1] / "saved_models"

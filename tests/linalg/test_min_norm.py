@@ -7,20 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keras_mgda.linalg import min_norm
-from keras_mgda.linalg.gram import gram_matrix
-from keras_mgda.linalg.min_norm import min_norm_point
-from tests.support.gram_matrices import (
-    KNOWN,
-    LARGE,
-    ROUNDED_AWAY,
-    SMALL,
+from benchmarks.gram_matrices import (
     gram_of,
     jacobian,
     random,
     squared_norm,
     weights_by_nnls,
 )
+from keras_mgda.linalg import min_norm
+from keras_mgda.linalg.gram import gram_matrix
+from keras_mgda.linalg.min_norm import min_norm_point
+from tests.support.gram_tables import KNOWN, LARGE, ROUNDED_AWAY, SMALL
 
 METHODS = ["active_set", "frank_wolfe"]
 

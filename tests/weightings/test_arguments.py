@@ -4,6 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks.gram_matrices import (
+    common_offset,
+    gram_of,
+    jacobian,
+    random,
+)
 from keras_mgda import weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -21,12 +27,6 @@ from keras_mgda.weightings import (
     GradVac,
     NashMTL,
     UPGrad,
-)
-from tests.support.gram_matrices import (
-    common_offset,
-    gram_of,
-    jacobian,
-    random,
 )
 from tests.support.weighting_cases import IDENTIFIERS
 

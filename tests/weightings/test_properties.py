@@ -10,8 +10,8 @@ import functools
 import numpy as np
 import pytest
 
+from benchmarks.gram_matrices import FAMILIES, gram_of, jacobian
 from keras_mgda import weightings
-from tests.support.gram_matrices import FAMILIES, gram_of, jacobian
 from tests.support.weighting_cases import OTHERS, PROMISES, SEEDED
 
 

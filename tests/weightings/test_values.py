@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
+from benchmarks.gram_matrices import gram_of, jacobian, random
 from keras_mgda import weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -28,7 +29,6 @@ from keras_mgda.weightings import (
     Random,
     UPGrad,
 )
-from tests.support.gram_matrices import gram_of, jacobian, random
 
 EXAMPLE = np.float32([[-4, 1, 1], [6, 1, 1]])
 each_m = pytest.mark.parametrize("m", [2, 5, 20])

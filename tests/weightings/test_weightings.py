@@ -2,15 +2,11 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.gram_matrices import gram_of, squared_norm, weights_by_nnls
 from keras_mgda import weightings
 from keras_mgda.weightings import MGDA, Fixed, Uniform
 from tests.support import networks
-from tests.support.gram_matrices import (
-    SMALL,
-    gram_of,
-    squared_norm,
-    weights_by_nnls,
-)
+from tests.support.gram_tables import SMALL
 
 NORMALIZATIONS = ["none", "l2", "loss", "loss+"]
 each_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
