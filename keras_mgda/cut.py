@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_mgda.functional import Functional
+from keras_mgda.internals import Functional
 from keras_mgda.layers import SharedRepresentation
 from keras_mgda.training import tasks
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_mgda.descent import forward as recording
+from keras_mgda.descent.forward import mark_representation
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -44,10 +44,7 @@ class SharedRepresentation(keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
-        step = recording.current()
-        if step is None:
-            return inputs
-        return keras.tree.map_structure(step.mark_representation, inputs)
+        return keras.tree.map_structure(mark_representation, inputs)
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return keras.tree.map_structure(keras.ops.copy, inputs)

@@ -1,12 +1,9 @@
-"""The `m x m` mathematics of `m` tasks, in TensorFlow alone.
+"""The `m x m` mathematics, in TensorFlow alone: no Keras, no state.
 
-- `gram`: the Gram matrix `G_ts = <g_t, g_s>` of the task gradients, and what a
-  matrix has to be to pass for one.
-- `gram_update`: what products with a Gram matrix tell of it.
-- `quadratic_program`: quadratic programs in non-negative unknowns.
-- `min_norm`: the min-norm point of the convex hull of the task gradients.
-
-Nothing here knows of Keras, of losses or of weightings.
+`gram` makes the Gram matrix of the task gradients and says what can pass for
+one, `min_norm` finds the point of smallest norm in their convex hull, by the
+pivots of `quadratic_program`, and `gram_update` learns a Gram matrix from
+products with it.
 """
 
 from keras_mgda.linalg.gram import (
