@@ -51,10 +51,6 @@ def test_weights_are_the_gradient_of_the_scalarization(losses):
         )
 
 
-def test_geometric_mean_of_losses_that_are_not_positive_is_nan():
-    assert np.isnan(GeometricMean()(np.eye(2), [1.0, -1.0])).all()
-
-
 @pytest.mark.parametrize(
     "weighting", [GeometricMean(), STCH(), FAMO()], ids=lambda w: type(w)
 )

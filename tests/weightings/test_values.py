@@ -229,8 +229,29 @@ def test_aligned_mtl_keeps_a_short_task_gradient():
 
 def test_there_is_no_aligned_direction_of_opposite_tasks():
     gram = gram_of([[1, 2], [-1, -2]])
-    for weighting in (IMTLG(), ConFIG(), AlignedMTL()):
+    for weighting in (ConFIG(), AlignedMTL()):
         np.testing.assert_allclose(weighting(gram), [0, 0], atol=1e-6)
+
+
+CANCELLING = {
+    "opposite": [[1, 2], [-1, -2]],
+    "opposite, one longer": [[1, 0], [-1e-3, 0]],
+    "opposite pairs": [[1, 0], [-4, 0], [0, 2], [0, -3]],
+    "triangle": [[2, 0], [-0.5, 0.75**0.5], [-1.5, -3 * 0.75**0.5]],
+}
+
+
+@pytest.mark.parametrize("name", CANCELLING)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_imtl_g_of_unit_gradients_that_cancel_is_no_direction(name, dtype):
+    # By its definition: equal projections, and weights that add up to 1.
+    J = np.array(CANCELLING[name])
+    w = IMTLG()(gram_of(J, dtype)).numpy()
+    lengths = np.linalg.norm(J, axis=1)
+    np.testing.assert_allclose(w, 1 / lengths / (1 / lengths).sum(), rtol=1e-5)
+    projections = J @ (w @ J) / lengths
+    np.testing.assert_allclose(projections, 0, atol=1e-6 * lengths.min())
+    assert w.sum() == pytest.approx(1, rel=1e-6)
 
 
 # Bargains.
