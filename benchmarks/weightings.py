@@ -69,9 +69,12 @@ OF_JACOBIAN = {
     "nash_mtl": lambda m: aggregation.NashMTL(n_tasks=m),
 }
 OF_LOSSES = {
+    "cosmos": lambda m: scalarization.COSMOS(lambda_=1.0),
     "dwa": lambda m: scalarization.DWA(),
     "famo": scalarization.FAMO,
     "geometric_mean": lambda m: scalarization.GeometricMean(),
+    "imtl_l": scalarization.IMTLL,
+    "pbi": lambda m: scalarization.PBI(theta=5.0, weights=torch.ones(m) / m),
     "stch": lambda m: scalarization.STCH(mu=1.0),
     "uncertainty": scalarization.UW,
 }
@@ -228,7 +231,7 @@ def main(rounds, seconds):
             f"{'TorchJD':>10}{'eager /':>9}{'graph /':>9}"
             f"{'apart':>9}{'':9}{'XLA, s':>8}"
         )
-        for name in sorted(weightings._BY_NAME):
+        for name in weightings.names():
             row = measure(name, m, rounds, seconds)
             print(
                 f"  {name:14}"
