@@ -226,7 +226,7 @@ def main(argv=None):
             f"{'TorchJD':>10}{'eager /':>9}{'graph /':>9}"
             f"{'apart':>9}{'':9}{'XLA, s':>8}"
         )
-        for name in sorted(weightings._BY_NAME):
+        for name in weightings.names():
             row = measure(name, m, args.rounds, args.seconds)
             print(
                 f"  {name:14}"

@@ -300,7 +300,7 @@ def _along_gradients(
 
 
 def _check_verified(weighting: Weighting, max_corrections: int) -> None:
-    if not weighting.uses_gram or weighting.state is not None:
+    if not weighting.uses_gram or weighting.remembers:
         raise ValueError(
             "`gradients='verified'` must have a weighting that chooses by the "
             "Gram matrix and keeps no state: a correction weighs again. "
