@@ -142,7 +142,7 @@ def test_numbers_that_do_not_fit_the_tasks(kind):
     weighting = kind(**numbers)
     with pytest.raises(ValueError, match=r"as many as the tasks\. Received"):
         weighting.build(["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"fit the Gram matrix\. Received"):
+    with pytest.raises(ValueError, match=r"(fit|as many as).*\. Received"):
         weighting(np.eye(3), np.ones(3))
     (name,) = numbers
     weighting = kind(**{name: {"a": 1.0, "b": 2.0}})
