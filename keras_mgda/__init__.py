@@ -29,7 +29,14 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import callbacks, datasets, pareto, serving, weightings
+from keras_mgda import (
+    callbacks,
+    datasets,
+    pareto,
+    problems,
+    serving,
+    weightings,
+)
 from keras_mgda.fork import GradientFork
 from keras_mgda.layers import SharedRepresentation
 from keras_mgda.linalg.gram import gram_matrix
@@ -48,6 +55,7 @@ __all__ = [
     "gram_matrix",
     "min_norm_point",
     "pareto",
+    "problems",
     "serving",
     "weightings",
 ]
