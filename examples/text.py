@@ -106,10 +106,12 @@ def segmented(words):
     ]
 
 
-def peoples_daily(lines):
+def peoples_daily(lines, size):
     """`characters`, `their place in words`, `tag of the word at its first`."""
     texts, cws, pos = [], [], []
     for line in lines:
+        if len(texts) >= size:
+            break
         for pairs in sentences(line):
             texts.append([char for word, _ in pairs for char in word])
             cws.append(segmented(word for word, _ in pairs))
@@ -132,8 +134,8 @@ def default_problems(archive, sizes):
     shuffle(daily)
     cut = len(daily) // 10
     news = {
-        "test": peoples_daily(daily[:cut]),
-        "train": peoples_daily(daily[cut:]),
+        "test": peoples_daily(daily[:cut], sizes["test"]),
+        "train": peoples_daily(daily[cut:], sizes["train"]),
     }
     reviews = {t.strip(): "positive" for t in positive}
     reviews |= {t.strip(): "negative" for t in negative}

@@ -454,10 +454,11 @@ def _padded(form: _Form, padding: Any, boundaries: list[int]) -> Any:
         if not lengths:
             return batch
         # An encoder has to read something, if all sequences are empty.
-        length = tf.maximum(tf.reduce_max(tf.stack(lengths)), 1)
+        longest = tf.maximum(tf.reduce_max(tf.stack(lengths)), 1)
+        length = longest
         for boundary in reversed(boundaries):
-            fits = length <= boundary
-            length = tf.where(fits, tf.constant(boundary, tf.int64), length)
+            size = tf.constant(boundary, length.dtype)
+            length = tf.where(longest <= size, size, length)
         dense = [
             _dense(leaf, spec, value, length)
             for leaf, spec, value in zip(
