@@ -14,11 +14,11 @@ from tests.support.refusal import refused
 LETTERS = "abcdefgh"
 
 
+lookup = keras.layers.StringLookup(vocabulary=list(LETTERS), num_oov_indices=0)
+
+
 def tokenizer(texts):
     letters = tf.strings.unicode_split(texts, "UTF-8")
-    lookup = keras.layers.StringLookup(
-        vocabulary=list(LETTERS), num_oov_indices=0
-    )
     return tf.ragged.map_flat_values(lambda x: lookup(x) + 1, letters)
 
 
