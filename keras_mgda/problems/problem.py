@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mgda.problems.pairs import PairLoss
-from keras_mgda.problems.spans import SpanF1
+from keras_mgda.problems.tags import SpanF1, TokenAccuracy
 
 Kind = Literal[
     "classification",
@@ -249,9 +249,9 @@ def _accuracy(_: Problem) -> list[Any]:
 
 def _of_tags(problem: Problem) -> list[Any]:
     try:
-        return [*_accuracy(problem), SpanF1(problem.classes)]
+        return [TokenAccuracy(), SpanF1(problem.classes)]
     except ValueError:  # They are no spans.
-        return _accuracy(problem)
+        return [TokenAccuracy()]
 
 
 _KINDS = {
@@ -289,7 +289,7 @@ _KINDS = {
         of_tokens=True,
         has_classes=True,
         loss=_crossentropy,
-        metrics=_accuracy,
+        metrics=lambda _: [TokenAccuracy()],
         answer=lambda _, y: tf.nn.softmax(y),
     ),
     PAIRS: OfKind(

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import keras_mgda
 from keras_mgda import problems
@@ -29,6 +29,8 @@ TOKENS = problems.Tokenization(tokenizer, max_length=8)
 def encoder(width=8):
     ids = keras.Input((None,), dtype="int32", name="token_ids")
     x = layers.Embedding(SIZE, width)(ids)
+    is_token = ops.expand_dims(ops.not_equal(ids, 0), -1)
+    x = x * ops.cast(is_token, "float32")  # padding reaches nothing
     x = x + layers.Conv1D(width, 3, padding="same", activation="tanh")(x)
     return keras.Model(ids, x)
 

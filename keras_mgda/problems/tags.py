@@ -1,4 +1,4 @@
-"""F1 of spans: entities, words, chunks."""
+"""Metrics of tags: the accuracy of tokens, F1 of spans."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,51 @@ _PREFIXES = {
     p: k for k, group in enumerate(("O", "B", "IM", "EL", "SU")) for p in group
 }
 _O, _B, _I, _E, _S = range(5)
+
+
+@keras.saving.register_keras_serializable(package="keras_mgda")
+class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
+    """The share of all labelled tokens whose class is right.
+
+    Of batches that are padded to several lengths Keras's own accuracy is none:
+    it first takes the mean over the positions of a text, padding included, so
+    that a token counts less in a longer batch.
+
+    Args:
+        name: of the metric.
+        **kwargs: those of `keras.metrics.SparseCategoricalAccuracy`.
+
+    Call arguments:
+        y_true: `[b, l]`, integers.
+        y_pred: `[b, l, c]`, anything that is greatest for the predicted class.
+        sample_weight: `[b, l]`.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_mgda import problems
+    >>> accuracy = problems.TokenAccuracy()
+    >>> y_pred = keras.ops.one_hot([[0, 0, 0]], 2)
+    >>> accuracy.update_state([[0, 0, 1]], y_pred)
+    >>> accuracy.update_state([[1, 0, 0]], y_pred, [[1, 0, 0]])
+    >>> float(accuracy.result())  # 2 of 4
+    0.5
+    """
+
+    def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def update_state(
+        self, y_true: Any, y_pred: Any, sample_weight: Any = None
+    ) -> None:
+        y_pred = tf.convert_to_tensor(y_pred)
+        if sample_weight is not None:
+            sample_weight = tf.reshape(sample_weight, [-1])
+        super().update_state(
+            tf.reshape(y_true, [-1]),
+            tf.reshape(y_pred, [-1, y_pred.shape[-1]]),
+            sample_weight,
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
