@@ -274,6 +274,13 @@ def few_labels():
     )
 
 
+def text():
+    """As examples/text.py prints it."""
+    import text_report
+
+    return text_report.table(lines("text.jsonl"))
+
+
 TABLES = {
     "demo": demo,
     "scaling": scaling,
@@ -286,6 +293,7 @@ TABLES = {
     "conflict": conflict,
     "cost": cost,
     "many_tasks": many_tasks,
+    "text": text,
 }
 
 

@@ -1,4 +1,4 @@
-"""F1 of spans, against spans that are read one token at a time."""
+"""Accuracy of tokens, and F1 of spans, which are read one token at a time."""
 
 import itertools
 
@@ -128,3 +128,18 @@ def test_config():
 def test_tags_of_no_spans(classes):
     with refused("A class must be 'O', or B, I, M, E or S"):
         problems.SpanF1(classes)
+
+
+def test_accuracy_counts_every_token_alike():
+    """In batches of several lengths, as if they were one list."""
+    random = np.random.default_rng(3)
+    metric, right = problems.TokenAccuracy(), []
+    for length in (3, 9, 5):
+        true, predicted = random.integers(4, size=(2, 6, length))
+        weight = random.integers(2, size=(6, length)).astype("float32")
+        metric.update_state(true, np.eye(4)[predicted], weight)
+        right.append((true == predicted)[weight > 0])
+    expected = np.concatenate(right).mean()
+    assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
+    copy = type(metric).from_config(metric.get_config())
+    assert copy.name == "accuracy"
