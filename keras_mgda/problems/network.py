@@ -21,6 +21,14 @@ class TextPooling(layers.Layer):
 
     Returns:
         `[b, d]`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_mgda import problems
+    >>> tokens, is_token = [[[2.0], [4.0], [9.0]]], [[True, True, False]]
+    >>> float(problems.TextPooling()(np.array(tokens), np.array(is_token))[0, 0])
+    3.0
     """
 
     def call(self, tokens: Any, is_token: Any) -> Any:

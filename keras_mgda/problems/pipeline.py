@@ -61,6 +61,27 @@ def dataset(
             or has no such split; if problems that `&` joins have other texts;
             if a label is no class of its problem, or a text has not as many
             tags as tokens.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_mgda import problems
+    >>> lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    >>> tokenization = problems.Tokenization(lambda x: lookup(x) + 1)
+    >>> letters = problems.Problem(
+    ...     "letters", "tagging", {"train": ([["a", "b"], ["b"]], ["NV", "V"])}
+    ... )
+    >>> tone = problems.Problem(
+    ...     "tone", "classification", {"train": ([["a"], ["b"]], ["+", "-"])}
+    ... )
+    >>> batches = problems.dataset(
+    ...     "letters|tone", [letters, tone], tokenization, 4, sampling="once"
+    ... )
+    >>> x, y, weight = next(iter(batches))
+    >>> x["token_ids"].numpy().tolist()
+    [[2, 3], [3, 0], [2, 0], [3, 0]]
+    >>> weight["letters"].numpy().tolist(), weight["tone"].numpy().tolist()
+    ([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]], [0.0, 0.0, 1.0, 1.0])
     """
     by_name = {problem.name: problem for problem in problems}
     groups = parse(expression)

@@ -149,19 +149,18 @@ def test_a_batch_without_a_problem_moves_nothing_of_it(weighting):
 
 
 def test_a_hundred_to_one_trains_both():
-    some = [tags(600, "many"), tone(6, "few")]
+    """Where the share of one is that of its examples: here 1 in 101."""
+    some = [tags(400, "many"), tone(4, "few")]
     model = compiled(some, keras.optimizers.Adam(0.02))
-    joined = batches("many|few", some, 20, sampling="uniform")
-    history = model.fit(joined, epochs=3, shuffle=False, verbose=0).history
-    proportional = batches("many|few", some, 20)
-    history2 = compiled(some, keras.optimizers.Adam(0.02)).fit(
-        proportional, epochs=3, shuffle=False, verbose=0
-    )
-    for found in (history, history2.history):
-        for name in ("many", "few"):
-            losses = found[f"{name}_loss"]
-            assert losses[-1] < losses[0], name
-            assert np.isfinite(losses).all()
+    joined = batches("many|few", some, 20)
+    batches_with_few = sum(w["few"].numpy().any() for _, _, w in joined)
+    assert 0 < batches_with_few < len(joined) / 2
+    evaluation = batches("many|few", some, 404, sampling="once")
+    before = model.evaluate(evaluation, verbose=0, return_dict=True)
+    model.fit(joined, epochs=4, shuffle=False, verbose=0)
+    after = model.evaluate(evaluation, verbose=0, return_dict=True)
+    for name in ("many_loss", "few_loss"):
+        assert after[name] < 0.97 * before[name]
 
 
 def test_what_has_no_label_reaches_nothing():
