@@ -27,7 +27,8 @@ class TextPooling(layers.Layer):
     >>> import numpy as np
     >>> from keras_mgda import problems
     >>> tokens, is_token = [[[2.0], [4.0], [9.0]]], [[True, True, False]]
-    >>> float(problems.TextPooling()(np.array(tokens), np.array(is_token))[0, 0])
+    >>> pooled = problems.TextPooling()(np.array(tokens), np.array(is_token))
+    >>> float(pooled[0, 0])
     3.0
     """
 

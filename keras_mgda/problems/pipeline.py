@@ -1,7 +1,8 @@
 """From the texts and labels of problems to batches."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ def dataset(
     by_name = {problem.name: problem for problem in problems}
     groups = parse(expression)
     datasets = {}
-    counts = {"cut": 0, "left out, for they are empty": 0, "lost": 0}
+    counts: Counter[str] = Counter()
     for group in groups:
         if unknown := set(group) - set(by_name):
             raise ValueError(
@@ -114,10 +115,8 @@ def dataset(
     )
 
 
-def _warn(
-    counts: Mapping[str, int], tokenization: Tokenization, split: str
-) -> None:
-    cut, empty, lost = counts.values()
+def _warn(counts: Counter[str], tokenization: Tokenization, split: str) -> None:
+    cut, empty, lost = (counts[of] for of in ("cut", "empty", "lost"))
     found = [
         f"{cut} texts were cut to {tokenization.max_length} token ids"
         * bool(cut),
@@ -146,7 +145,7 @@ def _of_group(
     split: str,
     tokenization: Tokenization,
     seed: int | None,
-    counts: dict[str, int],
+    counts: Counter[str],
 ) -> tf.data.Dataset:
     """Examples with the labels of all members."""
     for problem in members:
@@ -167,10 +166,9 @@ def _of_group(
         _check_same(texts, problem.data[split][0], members[0], problem)
     kept = [k for k, text in enumerate(texts) if len(text)]
     tokens = tokenization.encode([texts[k] for k in kept])
-    cut, empty, lost = counts
-    counts[cut] += tokens.num_cut
-    counts[empty] += len(texts) - len(kept)
-    counts[lost] += tokens.num_lost
+    counts["cut"] += tokens.num_cut
+    counts["empty"] += len(texts) - len(kept)
+    counts["lost"] += tokens.num_lost
     if not kept:
         raise ValueError(
             "A problem must have a text that is not empty. Received: "
@@ -187,7 +185,7 @@ def _of_group(
         if problem.kind == PAIRS:
             partners = ["" if text is None else text for text in of_kept]
             encoded = tokenization.encode(partners)
-            counts[cut] += encoded.num_cut
+            counts["cut"] += encoded.num_cut
             inputs["pair_token_ids"] = _ragged(encoded.ids)
         of_kept_texts = [texts[k] for k in kept]
         columns[problem.name] = _COLUMNS[problem.kind](
