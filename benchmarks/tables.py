@@ -385,6 +385,13 @@ def few_labels(folder=RESULTS):
     )
 
 
+def text():
+    """As examples/text.py prints it."""
+    import text_report
+
+    return text_report.table(lines("text.jsonl"))
+
+
 TABLES = {
     "demo": demo,
     "scaling": scaling,
@@ -397,6 +404,7 @@ TABLES = {
     "conflict": conflict,
     "cost": cost,
     "many_tasks": many_tasks,
+    "text": text,
 }
 
 
