@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,21 +11,43 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda import cut
-from keras_mgda.descent.descent import Descent
-from keras_mgda.descent.forward import record
-from keras_mgda.descent.step import Gradients
+from keras_mgda.descent.descent import Descent, Gradients
+from keras_mgda.descent.forward import current_forward_pass, record_forward_pass
+from keras_mgda.description import describe
 from keras_mgda.distribution.replicas import (
     check_replica,
-    share_overflow,
+    num_replicas,
     share_statistics,
 )
-from keras_mgda.functional import Functional, is_functional, make_functional
+from keras_mgda.distribution.strategies import check_scope, check_strategy
+from keras_mgda.distribution.workers import (
+    SameStart,
+    has_workers,
+    num_batches,
+)
+from keras_mgda.functional import MarkedFunctional, is_functional, mark
+from keras_mgda.internals import (
+    Functional,
+    flatten_logs,
+    loss_tracker,
+    own_part_of_first_batch,
+    put_functional_bases,
+)
 from keras_mgda.training import tasks
-from keras_mgda.training.partly_labelled import PartlyLabelledModel
+from keras_mgda.training.labels import (
+    Labels,
+    in_structure,
+    markers_by_task,
+    with_zeros,
+)
+from keras_mgda.training.loss_logs import LossLogs, loss_weights_by_task
+from keras_mgda.training.task_losses import check_reduction, collected_losses
+from keras_mgda.training.update import Update, skips_overflow
+
+_logger = logging.getLogger(__name__)
 
 
-class MGDAModel(PartlyLabelledModel):
+class MGDAModel(keras.Model):
     """A `keras.Model` whose encoder moves in a direction for all of its tasks.
 
     Of each task `t` with loss `L_t` and head variables `theta_t`, and of the
@@ -77,8 +101,8 @@ class MGDAModel(PartlyLabelledModel):
                 f"Received: {type(outputs).__name__}. Name each task, as in "
                 "`dict(zip(task_names, outputs))`."
             )
-        make_functional(type(self), MGDAModel, FunctionalMGDAModel)
-        Functional.__init__(self, *args, **kwargs)
+        put_functional_bases(type(self), MGDAModel, FunctionalMGDAModel)
+        MarkedFunctional.__init__(self, *args, **kwargs)
 
     @classmethod
     def from_model(
@@ -91,7 +115,7 @@ class MGDAModel(PartlyLabelledModel):
                 `{task: tensor}`. It shares its layers with the new one.
             shared: the name of the layer, or layers, whose output is the shared
                 representation. `None` takes the last tensors through which
-                the trainable paths of all tasks run, and prints which.
+                the trainable paths of all tasks run.
 
         Raises:
             ValueError: if the model is not functional, its outputs have no
@@ -106,24 +130,29 @@ class MGDAModel(PartlyLabelledModel):
         ...     inputs, {task: keras.layers.Dense(1)(z) for task in ("a", "b")}
         ... )
         >>> model = keras_mgda.MGDAModel.from_model(plain)
-        Shared representation: the output of 'encoder' (None, 3).
         """
-        marked, places = cut.mark(model, shared)
-        if shared is None:
-            print(f"Shared representation: the output of {', '.join(places)}.")
-        return cls(marked.input, marked.output, name=model.name)
+        marked = mark(model, shared)
+        _logger.info("Shared representation: %s.", marked.cut)
+        return cls(marked.inputs, marked.outputs, name=model.name)
 
     def compile(
         self,
         optimizer: Any = "rmsprop",
         loss: Any = None,
-        *args: Any,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: Any = "auto",
+        auto_scale_loss: bool = True,
+        *,
         weighting: Any = "mgda",
         gradients: Gradients = "representation",
         verify: bool = False,
         max_corrections: int = 8,
         update_every: int = 1,
-        **kwargs: Any,
+        unlabelled: Any = None,
     ) -> None:
         """Configures training, as Keras does, and how the tasks weigh in it.
 
@@ -131,22 +160,28 @@ class MGDAModel(PartlyLabelledModel):
             optimizer: as in Keras.
             loss: a dict that gives every output its loss, as Keras takes them;
                 `None` for an output that is no task.
-            *args: as in Keras.
+            loss_weights: as in Keras.
+            metrics: as in Keras.
+            weighted_metrics: as in Keras; not with `unlabelled`.
+            run_eagerly: as in Keras.
+            steps_per_execution: as in Keras.
+            jit_compile: as in Keras.
+            auto_scale_loss: as in Keras.
             weighting: what chooses the task weights: anything that
                 `keras_mgda.weightings.get` takes.
             gradients: which task gradients the weighting sees.
                 `"representation"`: those with respect to the shared
                 representation, which is MGDA-UB. `"parameters"`: those of the
-                encoder's variables, exact MGDA. `"last"`, or a list of layers
+                shared variables, exact MGDA. `"last"`, or a list of layers
                 or of their names: those of the encoder's last two layers, or
                 of these. `"verified"`: the direction is checked against the
                 true gradients of all tasks, and mended. What each costs and
                 ensures is in docs/directions.md.
             verify: whether to look at each direction, at the price of up to
                 one more step, and to log what was found: `conflicts`, the
-                tasks whose loss the direction of the weighting would raise;
-                `corrections`, how often it was mended; `min_cosine`, the
-                smallest cosine with a task gradient that was left (exact
+                number of tasks whose loss the direction of the weighting would
+                raise; `corrections`, how often it was mended; `min_cosine`,
+                the smallest cosine with a task gradient that was left (exact
                 with `"parameters"` and a weighting that looks at gradients,
                 else estimated). Means over the steps. Other than `"verified"`
                 itself, this changes nothing in the steps.
@@ -155,12 +190,13 @@ class MGDAModel(PartlyLabelledModel):
                 between cost as much as with `"representation"`, whatever
                 `gradients` is. A task without labels in the batch that is
                 weighed has the weight zero until the next one is.
-            **kwargs: as in Keras; and `unlabelled`, the value that stands for
-                a missing label: `"nan"`, a number such as -1, or a dict that
-                gives each task its own, `None` for labels that are missing by
-                sample weight zero alone. Losses and metrics of a task then
-                count its labelled examples only, and a task without any in
-                the batch takes no part in the step.
+            unlabelled: the value that stands for a missing label: `"nan"`, a
+                number such as -1, or a dict that gives each task its own.
+                `None` there stands for labels that are missing by sample
+                weight zero alone; without sample weights all are there.
+                Losses and metrics of a task then count its labelled examples
+                only, and a task without any in the batch takes no part in the
+                step. `None`: every example is labelled for every task.
 
         Raises:
             ValueError: if the losses do not fit the outputs; if the weighting
@@ -169,8 +205,23 @@ class MGDAModel(PartlyLabelledModel):
         """
         outputs = self.output if isinstance(self, Functional) else None
         by_output = tasks.task_losses(loss, outputs)
-        task_names = list(tasks.of_loss(by_output))
-        partly_labelled = kwargs.get("unlabelled") is not None
+        losses = tasks.of_loss(by_output)
+        task_names = list(losses)
+        markers = markers_by_task(unlabelled, task_names)
+        # Keras would track it, and take the metrics in it once more.
+        given = {"loss": loss, "metrics": metrics, "unlabelled": unlabelled}
+        object.__setattr__(self, "_given", given)
+        if markers is not None:
+            if weighted_metrics:
+                raise ValueError(
+                    "With `unlabelled`, metrics must be given as `metrics`: "
+                    "they count the labelled examples, each with weight 1. "
+                    f"Received: weighted_metrics={weighted_metrics!r}."
+                )
+            for task, of_task in losses.items():
+                if markers[task] is not None:
+                    check_reduction(task, of_task)
+            metrics, weighted_metrics = None, metrics
         with self.distribute_strategy.scope():
             descent = Descent(
                 self,
@@ -181,16 +232,31 @@ class MGDAModel(PartlyLabelledModel):
                 max_corrections=max_corrections,
                 update_every=update_every,
             )
-        super().compile(
-            optimizer,
-            tasks.record_values(by_output, partly_labelled),
-            *args,
-            **kwargs,
-        )
+            super().compile(
+                optimizer=optimizer,
+                loss=tasks.with_notes(by_output, markers is not None),
+                loss_weights=loss_weights,
+                metrics=metrics,
+                weighted_metrics=weighted_metrics,
+                run_eagerly=run_eagerly,
+                steps_per_execution=steps_per_execution,
+                jit_compile=jit_compile,
+                auto_scale_loss=auto_scale_loss,
+            )
+            update = Update(task_names)
+            loss_logs = LossLogs(
+                loss_weights_by_task(loss_weights, list(by_output), task_names)
+            )
+        check_strategy(self)
+        check_scope(self)
         self.loss = loss
         self._loss_by_output = by_output
         self._task_names = task_names
         self._descent = descent
+        self._labels = None if markers is None else Labels(markers)
+        # None of these is a part of the model's state.
+        object.__setattr__(self, "_update", update)
+        object.__setattr__(self, "_loss_logs", loss_logs)
         # Saved and loaded with the model as its optimizer is, and as little one
         # of its layers: `get_weights` stays that of the plain Keras model.
         for name, state in descent.states.items():
@@ -209,6 +275,24 @@ class MGDAModel(PartlyLabelledModel):
         values = self._descent.task_weights.numpy().tolist()
         return dict(zip(self._task_names, values, strict=True))
 
+    def describe(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Prints which layers the tasks share, and what a step looks at.
+
+        For each part of a functional model: its role, its variables, and the
+        tasks that read it; then the tensors of the shared representation, and
+        for a compiled model how many backward passes a step takes.
+
+        Args:
+            print_fn: takes the text.
+
+        Raises:
+            ValueError: for a subclassed model, which has no graph to read.
+        """
+        lines = [str(describe(self))]
+        if self.compiled:
+            lines.append(self._descent.cost)
+        print_fn("\n".join(lines))
+
     def _require_compiled(self) -> None:
         if not self.compiled:
             raise ValueError(
@@ -216,58 +300,16 @@ class MGDAModel(PartlyLabelledModel):
                 "compiled. Call `compile(loss={task: ...})` first."
             )
 
-    def get_compile_config(self) -> dict[str, Any]:
-        config = super().get_compile_config()
-        if not config:
-            return config
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **config,
-            "loss": serialize(self.loss),
-            "weighting": serialize(self._descent.weighting),
-            **self._descent.config,
-        }
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
-
-    def _start(self) -> tuple[list[keras.Variable], Any]:
-        variables, _ = super()._start()
-        for state in self._descent.states.values():
-            variables += state.variables if state is not None else []
-        return variables, self.get_compile_config()["weighting"]
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """With those of `verify`, but for evaluation, which has no steps."""
-        found = super().metrics
-        if self.compiled and not self._evaluating:
-            found = found + self._descent.metrics
-        return found
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._in_evaluation():
-            return super().evaluate(*args, **kwargs)
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        with self._in_evaluation():
-            return super().test_step(data)
-
-    @contextlib.contextmanager
-    def _in_evaluation(self) -> Iterator[None]:
-        before, self._evaluating = self._evaluating, True
-        try:
-            yield
-        finally:
-            self._evaluating = before
+    # Training.
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One step of Algorithm 2 of Sener & Koltun, 2018."""
+        """One step of Algorithm 2 of Sener & Koltun, 2018.
+
+        `keras_mgda.descent` names the file of each of its lines.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_replica(self, x)
-        with record() as recording:
+        with record_forward_pass() as forward:
             y_pred = self(x, **_training(self.call))
             tasks.check_names(self._loss_by_output, y_pred)
             total_loss = self.compute_loss(
@@ -277,53 +319,230 @@ class MGDAModel(PartlyLabelledModel):
                 sample_weight=sample_weight,
                 **_training(self.compute_loss),
             )
-        recording.complete(self._task_names)
-        self._track_loss(total_loss, x)
-
-        variables = self.trainable_variables
-        if variables:
+        # The loss of the batch, not of the replica, as in the stock step.
+        loss_tracker(self).update_state(
+            total_loss * num_replicas(), sample_weight=_batch_size(x)
+        )
+        if self.trainable_variables:
             direction = self._descent.direction(
-                recording,
-                variables,
+                forward,
+                self.trainable_variables,
                 total_loss,
                 loss_scale=self.optimizer.scale_loss(tf.ones([])),
             )
-            gradients = direction.gradients
-            if self._skips_overflow():
-                self._skipped.add_overflow(
-                    list(recording.task_losses.values()), direction
-                )
-                gradients = share_overflow(gradients)
-            # Once, and in this order: the optimizer keeps its slots by it.
-            self._apply_where_labelled(
-                gradients,
-                variables,
-                direction.readers,
-                list(recording.num_labels.values()),
+            self._update.apply(
+                self.optimizer, forward, direction, self.trainable_variables
             )
-            self._descent.note(direction, skips=self._skips_overflow())
+            self._descent.note(direction, skips_overflow(self.optimizer))
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         share_statistics(self)
-        return self._for_reduction(
+        return self._for_workers(
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         )
 
-    def _skips_overflow(self) -> bool:
-        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-
-    def _track_loss(self, total_loss: tf.Tensor, x: Any) -> None:
-        """As the stock step does: the loss of the batch, not of the replica."""
-        tracker = next(m for m in self.metrics if m.name == "loss")
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
-        tracker.update_state(
-            total_loss * replicas, sample_weight=tf.shape(first)[0]
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        if self._labels is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        labels = self._labels.find(y, y_pred, sample_weight)
+        num_labels = self._labels.counts(labels, y_pred)
+        forward = current_forward_pass()
+        if forward is not None:
+            forward.num_labels = num_labels
+        weights = {t: found.sample_weight for t, found in labels.items()}
+        with collected_losses() as task_losses:
+            loss = super().compute_loss(
+                x,
+                with_zeros(y, labels),
+                y_pred,
+                in_structure(y_pred, weights),
+                training,
+            )
+        self._loss_logs.update(
+            task_losses, num_labels, _batch_size(y_pred if x is None else x)
         )
+        return loss
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        if self._labels is not None:
+            labels = self._labels.find(y, y_pred, sample_weight)
+            y = with_zeros(y, labels)
+            masks = {task: found.mask for task, found in labels.items()}
+            self._labels.check_metrics(self._given["metrics"], y, y_pred)
+            sample_weight = in_structure(y_pred, masks)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if has_workers(self.distribute_strategy):
+            # The last one, when the others have loaded their checkpoints.
+            same_start = SameStart(self._start, num_batches(x, batch_size))
+            callbacks = keras.tree.flatten([callbacks] if callbacks else [])
+            callbacks = [*callbacks, same_start]
+        history = super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+        )
+        for message in self._update.skipped.report():
+            warnings.warn(message, stacklevel=2)
+        return history
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras. A list holds none of the metrics of `verify`."""
+        as_dict = kwargs.pop("return_dict", len(args) > 4 and args[4])
+        logs = super().train_on_batch(*args[:4], return_dict=True, **kwargs)
+        if as_dict:
+            return logs
+        for metric in self._descent.metrics:
+            logs.pop(metric.name, None)
+        with self._in_evaluation():
+            return flatten_logs(self, logs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._in_evaluation():
+            logs = super().evaluate(*args, **kwargs)
+        if self._labels is not None:
+            for task in self._loss_logs.without_labels():
+                warnings.warn(
+                    f"The data of this evaluation hold no label of task "
+                    f"'{task}': its loss and its metrics are NaN, and it is no "
+                    "part of `loss`. Give labels, or monitor other metrics.",
+                    stacklevel=2,
+                )
+        return logs
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        with self._in_evaluation():
+            return self._for_workers(super().test_step(data))
+
+    # Logs.
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """With those of `verify`, but for evaluation, which has no steps."""
+        found = super().metrics
+        if self.compiled and not self._evaluating:
+            found = found + self._descent.metrics
+        return found
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        logs = super().get_metrics_result()
+        if self._labels is None:
+            return logs
+        return self._loss_logs.correct(logs, self._metrics_by_task(logs))
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        if self.compiled:
+            self._loss_logs.reset()
+
+    def _metrics_by_task(self, logs: Mapping[str, Any]) -> dict[str, str]:
+        """Whose each metric is that `compile` was given, by its name."""
+        # Keras keeps these in one metric that returns a dict, and puts the name
+        # of the output before theirs where there are several.
+        results = [metric.result() for metric in self.metrics]
+        given = [r for r in results if isinstance(r, Mapping)]
+        names = logs.keys() & {name for result in given for name in result}
+        if len(self._task_names) == 1:
+            return dict.fromkeys(names, self._task_names[0])
+        by_task = {}
+        for task in sorted(self._task_names, key=len):  # "a_b" after "a"
+            for name in names:
+                if name.startswith(f"{task}_"):
+                    by_task[name] = task
+        return by_task
+
+    @contextlib.contextmanager
+    def _in_evaluation(self) -> Iterator[None]:
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    # Saving.
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As in Keras; an `.h5` file holds the model alone, with a warning."""
+        if self.compiled and os.fspath(filepath).endswith((".h5", ".hdf5")):
+            warnings.warn(
+                "An '.h5' file cannot hold how the tasks are weighed: the "
+                "model was saved without its compile configuration and "
+                "optimizer. Save it as '.keras' to keep them.",
+                stacklevel=2,
+            )
+            kwargs["include_optimizer"] = False
+        super().save(filepath, *args, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if not config:
+            return config
+        serialize = keras.saving.serialize_keras_object
+        given = {"loss": self._given["loss"]}
+        if self._labels is not None:
+            given |= self._given
+            config = {**config, "weighted_metrics": None}
+        return {
+            **config,
+            **serialize(given),
+            "weighting": serialize(self._descent.weighting),
+            **self._descent.config,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    # Replicas and workers.
+
+    def _start(self) -> tuple[list[keras.Variable], Any]:
+        """What all workers must have in common: variables, and settings."""
+        variables = [*self.weights, *self.optimizer.variables]
+        for state in self._descent.states.values():
+            variables += state.variables if state is not None else []
+        return variables, self.get_compile_config()["weighting"]
+
+    def _for_workers(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """The logs of one replica, as `fit` can reduce them over the workers.
+
+        It takes the mean over the first axis there, which a scalar lacks.
+        """
+        if not has_workers(self.distribute_strategy):
+            return logs
+        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+
+    def _maybe_symbolic_build(
+        self, iterator: Any = None, data_batch: Any = None, **kwargs: Any
+    ) -> None:
+        """Overrides a private method: see `own_part_of_first_batch`."""
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync > 1 and iterator is not None:
+            data_batch = own_part_of_first_batch(strategy, iterator)
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_mgda", name="MGDAModel")
-class FunctionalMGDAModel(MGDAModel, Functional):
+class FunctionalMGDAModel(MGDAModel, MarkedFunctional):
     """What `MGDAModel(inputs, outputs)` returns.
 
     A class of its own because Keras rewrites the bases of a class that is first
@@ -335,3 +554,8 @@ def _training(function: Callable[..., Any]) -> dict[str, bool]:
     """`training=True` for functions that take it."""
     takes = "training" in inspect.signature(function).parameters
     return {"training": True} if takes else {}
+
+
+def _batch_size(x: Any) -> tf.Tensor:
+    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
+    return tf.shape(first)[0]

@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
-from tests.support import networks
+from tests.support import networks, oracle
 from tests.support.networks import heads
 from tests.support.refusal import refused
 
@@ -77,17 +78,6 @@ def from_model_that_shares_nothing():
     return MGDAModel.from_model(stock)
 
 
-def from_model_that_shares_what_is_frozen():
-    return MGDAModel.from_model(networks.stock_model(networks.frozen_encoder))
-
-
-def from_model_whose_tasks_share_no_tensor():
-    """Two outputs of one layer, each of them for one task."""
-    x = keras.Input((5, 8))
-    _, h, c = layers.LSTM(4, return_state=True)(x)
-    return MGDAModel.from_model(keras.Model(x, heads(h, "a") | heads(c, "b")))
-
-
 BUILDING = {
     list_of_outputs: "`outputs` must be a dict.*Received: list",
     list_of_outputs_by_keyword: "`outputs` must be a dict.*Received: list",
@@ -98,8 +88,6 @@ BUILDING = {
     from_model_of_no_layer: r"`shared` must name layers.*Received: \[\]",
     from_model_of_layer_in_submodel: "`shared` must name layers.*'inside'",
     from_model_that_shares_nothing: "representation must exist.*'a', 'b'",
-    from_model_that_shares_what_is_frozen: "shared representation must exist",
-    from_model_whose_tasks_share_no_tensor: "shared representation must exist",
 }
 
 
@@ -231,20 +219,71 @@ TRAINING = {
 }
 
 
+# What exact MGDA, which needs no shared representation, trains.
+WITHOUT_REPRESENTATION = (
+    no_marker,
+    task_around_the_marker,
+    task_behind_a_stopped_gradient,
+    marker_of_one_task,
+    marker_of_no_task,
+    marker_in_a_loop,
+)
+
+
+@pytest.mark.parametrize("build", WITHOUT_REPRESENTATION)
+def test_parameters_need_no_representation(build):
+    model = build()
+    model.compile(
+        "sgd",
+        loss=dict.fromkeys("ab", "mse")
+        | ({"aside": None} if build is marker_of_no_task else {}),
+        gradients="parameters",
+        run_eagerly=True,
+    )
+    x, y = np.ones((4, 8), "float32"), {t: np.ones((4, 1)) for t in "ab"}
+    sources = model.trainable_variables
+    before = [v.numpy() for v in sources]
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = model(x, training=True)
+        losses = [tf.reduce_mean((outputs[t] - 1.0) ** 2) for t in "ab"]
+    gradients = [
+        [g if g is None else g.numpy() for g in tape.gradient(loss, sources)]
+        for loss in losses
+    ]
+    (aa, ab), (_, bb) = oracle.gram_of_parameters(
+        oracle.Gradients(gradients, gradients, [])
+    )
+    w = np.clip((bb - ab) / (aa + bb - 2 * ab), 0, 1) if aa + bb else 0.5
+    expected = oracle.direction(gradients, [w, 1 - w])
+    model.train_on_batch(x, y)
+    for old, new, step in zip(before, sources, expected, strict=True):
+        np.testing.assert_allclose(
+            new.numpy(), old - 0.01 * step, rtol=1e-4, atol=1e-6
+        )
+
+
+IN_A_GRAPH = (marker_in_a_loop, loss_that_is_not_returned)
+
+
 @pytest.mark.parametrize("gradients", ["representation", "parameters"])
 @pytest.mark.parametrize("build", TRAINING)
 def test_training(build, gradients):
+    if gradients == "parameters" and build in WITHOUT_REPRESENTATION:
+        pytest.skip("trained above")
     model = build()
     model.compile(
         "adam",
         loss=dict.fromkeys("ab", "mse")
         | ({"aside": None} if build is marker_of_no_task else {}),
         gradients=gradients,
-        run_eagerly=gradients == "parameters",  # the other one in a graph
+        run_eagerly=gradients == "parameters" or build not in IN_A_GRAPH,
     )
     before = [v.numpy() for v in model.variables]
     y = {t: np.ones((4, 1)) for t in "ab"}
-    with refused(TRAINING[build]):
+    message = TRAINING[build]
+    if build is task_without_variables and gradients == "parameters":
+        message = "must depend on a trainable variable.*'b' depends on none"
+    with refused(message):
         model.train_on_batch(np.ones((4, 8)), y)
     for old, new in zip(before, model.variables, strict=False):
         np.testing.assert_array_equal(old, new.numpy())

@@ -1,22 +1,52 @@
-"""How a model's training steps find their directions, and what they found."""
+"""The settings of `compile`, and what they make of one step: its direction."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from keras_mgda import weightings
-from keras_mgda.descent.directions import Direction
-from keras_mgda.descent.forward import Recording
-from keras_mgda.descent.kept_weights import Reuse, check_update_every
-from keras_mgda.descent.step import (
-    Gradients,
-    direction_of_step,
-    layer_names,
-    mode,
+from keras_mgda.descent.directions import (
+    Direction,
+    Weigh,
+    along,
+    along_layers,
+    along_losses,
+    along_parameters,
+    along_representation,
+    along_sum,
+    gram_of_representation,
 )
+from keras_mgda.descent.encoder_layers import (
+    chosen_layers,
+    last_two_layers,
+    layer_names,
+)
+from keras_mgda.descent.forward import ForwardPass
+from keras_mgda.descent.kept_weights import KeptWeights, check_update_every
+from keras_mgda.descent.readers import losses
+from keras_mgda.descent.task_gradients import (
+    TaskGradients,
+    add,
+    of_total_loss,
+    through_heads,
+)
+from keras_mgda.descent.verified import along_verified, verify
+from keras_mgda.distribution.replicas import (
+    num_replicas,
+    replica_shares,
+    sum_over_replicas,
+)
+from keras_mgda.weightings import Weighting
+
+# What `compile(gradients=...)` takes.
+Gradients = (
+    Literal["representation", "parameters", "last", "verified"] | Sequence[Any]
+)
+_NAMES = ("last", "parameters", "representation", "verified")
 
 
 class Descent:
@@ -38,6 +68,11 @@ class Descent:
         config: the rest, as `compile` takes it again.
         task_weights: `[m]`, a variable: those of the last step.
         metrics: of what was found by looking at directions.
+
+    Raises:
+        ValueError: if `gradients` is none of the names, nor a list of layers;
+            if the weighting cannot be asked again in the same step, where
+            that is needed, or its weights cannot be kept for several.
     """
 
     def __init__(
@@ -52,14 +87,24 @@ class Descent:
         update_every: int,
     ) -> None:
         # A copy, for `build` must not change that of another model.
-        self.weighting = copy.copy(weightings.get(weighting))
-        self._mode = mode(gradients, model, self.weighting, max_corrections)
+        self.weighting: Weighting = copy.copy(weightings.get(weighting))
+        if gradients == "verified":
+            _check_verified(self.weighting, max_corrections)
         replicas = model.distribute_strategy.num_replicas_in_sync
         check_update_every(update_every, gradients, replicas)
         self.weighting.build(task_names)
-        self._reuse = None
-        if update_every > 1:
-            self._reuse = Reuse(update_every, len(task_names))
+        along_gradients = _along_gradients(gradients, model, max_corrections)
+        self._along_gradients = (
+            along_gradients
+            if self.weighting.uses_gram
+            else along_representation  # to look at, not to choose by
+        )
+        self._task_names = list(task_names)
+        self._kept = (
+            KeptWeights(update_every, len(task_names))
+            if update_every > 1
+            else None
+        )
         self.config = {
             "gradients": layer_names(gradients),
             "verify": verify,
@@ -80,27 +125,135 @@ class Descent:
         """What is remembered from step to step: `{name: layer}`."""
         return {
             "weighting": self.weighting.state,
-            "reuse": self._reuse and self._reuse.state,
+            "reuse": self._kept and self._kept.state,
         }
+
+    @property
+    def cost(self) -> str:
+        """What a step looks at, and its backward passes, in a sentence."""
+        m, gradients = len(self._task_names), self.config["gradients"]
+        if not self.weighting.uses_gram:
+            looks = (
+                f"Task gradients: none, for {type(self.weighting).__name__} "
+                "does not look at them. A step takes one backward pass, as "
+                "that of the plain sum"
+            )
+        elif gradients == "representation":
+            looks = (
+                "Task gradients: at the shared representation (MGDA-UB). A "
+                "step takes one backward pass through the encoder"
+            )
+        elif gradients == "parameters":
+            looks = (
+                "Task gradients: of all shared variables. A step takes "
+                f"{m} backward passes through the encoder"
+            )
+        elif gradients == "verified":
+            looks = (
+                "Task gradients: at the shared representation and of the "
+                "encoder's last layer, and products with all others. A step "
+                "takes one backward pass through the encoder and its "
+                "derivative, and as much again for each correction"
+            )
+        else:
+            layers = gradients if gradients != "last" else "the last two layers"
+            looks = (
+                f"Task gradients: of {layers}. A step takes one backward pass "
+                f"through the encoder, and {m} through these layers"
+            )
+        if self._kept is not None:
+            every = self.config["update_every"]
+            looks += f"; {every - 1} of {every} steps take one"
+        return f"{looks}."
 
     def direction(
         self,
-        recording: Recording,
+        forward: ForwardPass,
         variables: Sequence[keras.Variable],
         total_loss: tf.Tensor,
         loss_scale: tf.Tensor,
     ) -> Direction:
-        """`direction_of_step` by these settings."""
-        return direction_of_step(
-            recording,
-            variables,
-            total_loss,
-            loss_scale=loss_scale,
-            weighting=self.weighting,
-            mode=self._mode,
-            verify=self.config["verify"],
-            reuse=self._reuse,
+        """What the variables move along in one step.
+
+        With labels counted, the loss of a task that has `N` on this replica and
+        `N'` on all of the `r` replicas weighs `r N / N'` here, so that the sum
+        over replicas is the mean over all labelled examples.
+
+        Args:
+            forward: the forward pass.
+            variables: the trainable variables of the model.
+            total_loss: `[]`, what `compute_loss` returned: the task losses
+                times their loss weights, and what belongs to no task.
+            loss_scale: `[]`, what the gradients are to be multiplied by. The
+                weighting sees them without.
+        """
+        forward.complete(self._task_names)
+        seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
+        if forward.num_labels:
+            shares = replica_shares(list(forward.num_labels.values()))
+            seeds = [
+                [seed * tf.cast(share, seed.dtype) for seed in of_task]
+                for of_task, share in zip(
+                    seeds, tf.unstack(shares), strict=True
+                )
+            ]
+        task_losses = _weighted_losses(forward, seeds) / loss_scale
+        if self.weighting.uses_losses:
+            task_losses = sum_over_replicas(task_losses)
+
+        def weigh(gram: tf.Tensor) -> tf.Tensor:
+            # The weighting may remember, and TensorFlow runs what depends on no
+            # data even where the data have ended.
+            with tf.control_dependencies([task_losses]):
+                return self.weighting(gram / loss_scale**2, task_losses)
+
+        if self.weighting.uses_gram or self.config["verify"]:
+            gradients = through_heads(forward, variables, seeds)
+            found = self._along(gradients, weigh, task_losses)
+            if self.config["verify"] and found.verification is None:
+                found = verify(gradients, found)
+        else:
+            gram = tf.zeros([forward.num_tasks] * 2)
+            task_weights = self._kept_or(
+                lambda: (weigh(gram), True), task_losses
+            )
+            if _is_plain_sum(task_weights) and not forward.num_labels:
+                found = along_sum(forward, variables, total_loss, loss_scale)
+                rest = [None] * len(rest)
+            else:
+                found = along_losses(forward, variables, seeds, task_weights)
+            if tf.get_static_value(loss_scale) != 1.0:
+                gram = _gram_of_overflow(forward, variables, seeds, found)
+                found = found._replace(gram=gram)
+        # What belongs to no task enters once, outside the simplex.
+        return found._replace(gradients=list(map(add, found.gradients, rest)))
+
+    def _along(
+        self, gradients: TaskGradients, weigh: Weigh, task_losses: tf.Tensor
+    ) -> Direction:
+        """The direction by new task weights, or by those that are kept."""
+        if self._kept is None:
+            return self._along_gradients(gradients, weigh)
+
+        def choose() -> tuple[tf.Tensor, tf.Tensor]:
+            found = self._along_gradients(gradients, weigh)
+            return found.task_weights, tf.linalg.trace(found.gram) != 0
+
+        return along(
+            gradients,
+            self._kept_or(choose, task_losses),
+            gram_of_representation(gradients),
         )
+
+    def _kept_or(
+        self,
+        choose: Callable[[], tuple[tf.Tensor, Any]],
+        task_losses: tf.Tensor,
+    ) -> tf.Tensor:
+        if self._kept is None:
+            return choose()[0]
+        with tf.control_dependencies([task_losses]):
+            return self._kept.weights(choose)
 
     def note(self, direction: Direction, skips: bool) -> None:
         """Notes what a step found.
@@ -117,3 +270,93 @@ class Descent:
             metric.update_state(
                 tf.where(counts, value, 0.0), tf.cast(counts, tf.float32)
             )
+
+
+def _along_gradients(
+    gradients: Gradients, model: keras.Model, max_corrections: int
+) -> Callable[[TaskGradients, Weigh], Direction]:
+    """The function that `gradients` stands for.
+
+    Raises:
+        ValueError: if it is none of the names, nor a list of layers.
+    """
+    if isinstance(gradients, (list, tuple)) and gradients:
+        find = chosen_layers(model, list(gradients))
+        return functools.partial(along_layers, find=find)
+    if gradients == "representation":
+        return along_representation
+    if gradients == "parameters":
+        return along_parameters
+    if gradients == "last":
+        return functools.partial(along_layers, find=last_two_layers())
+    if gradients == "verified":
+        return functools.partial(
+            along_verified, max_corrections=max_corrections
+        )
+    raise ValueError(
+        f"`gradients` must be one of {list(_NAMES)}, or a list of layers of "
+        f"the encoder. Received: {gradients!r}."
+    )
+
+
+def _check_verified(weighting: Weighting, max_corrections: int) -> None:
+    if not weighting.uses_gram or weighting.remembers:
+        raise ValueError(
+            "`gradients='verified'` must have a weighting that chooses by the "
+            "Gram matrix and keeps no state: a correction weighs again. "
+            f"Received: {type(weighting).__name__}. Use another, such as "
+            "'mgda', or `verify=True` to look at what this one does."
+        )
+    if not isinstance(max_corrections, int) or max_corrections < 0:
+        raise ValueError(
+            "`max_corrections` must be a whole number, not negative. "
+            f"Received: {max_corrections!r}."
+        )
+
+
+def _weighted_losses(
+    forward: ForwardPass, seeds: Sequence[list[tf.Tensor]]
+) -> tf.Tensor:
+    """`[m]`, float32: the task losses as they enter the total loss."""
+    return tf.stack(
+        [
+            tf.add_n(
+                [
+                    tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32)
+                    for loss, seed in zip(of_task, seeds_of_task, strict=True)
+                ]
+            )
+            for of_task, seeds_of_task in zip(
+                losses(forward), seeds, strict=True
+            )
+        ]
+    )
+
+
+def _gram_of_overflow(
+    forward: ForwardPass,
+    variables: Sequence[keras.Variable],
+    seeds: Sequence[list[tf.Tensor]],
+    found: Direction,
+) -> tf.Tensor:
+    """The Gram matrix, where gradients overflowed: it tells whose these are."""
+    m = forward.num_tasks
+
+    def gram() -> tf.Tensor:
+        gradients = through_heads(forward, variables, seeds)
+        return gram_of_representation(gradients)
+
+    if num_replicas() > 1:  # whose sums cannot stand in a branch of the graph
+        return gram()
+    finite = [
+        tf.reduce_all(tf.math.is_finite(getattr(g, "values", g)))
+        for g in found.gradients
+        if g is not None
+    ]
+    return tf.cond(tf.reduce_all(finite), lambda: tf.zeros([m, m]), gram)
+
+
+def _is_plain_sum(task_weights: tf.Tensor) -> bool:
+    """Whether the weights are known to be one before any step is made."""
+    known = tf.get_static_value(task_weights)
+    return known is not None and bool((known == 1.0).all())

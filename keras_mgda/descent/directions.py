@@ -1,51 +1,44 @@
-"""The direction of one step: what every variable moves along.
+"""The direction of one step: from task gradients to what each variable follows.
 
-In all modes the shared variables `theta` move along `sum_t w_t dL_t/dtheta` and
-a head's own along their plain gradient (Sener & Koltun, 2018, Algorithm 2). The
-modes differ in the task gradients whose Gram matrix chooses the weights `w`.
+The shared variables `theta` move along `sum_t w_t dL_t/dtheta` and a head's own
+along their plain gradient (Sener & Koltun, 2018, Algorithm 2). The functions
+here differ in the task gradients whose Gram matrix chooses the weights `w`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_mgda.descent import encoder_products as encoder
-from keras_mgda.descent.forward import Recording
+from keras_mgda.descent.encoder_layers import FindLayers
+from keras_mgda.descent.encoder_products import jacobian, pull_back
+from keras_mgda.descent.forward import ForwardPass, values
+from keras_mgda.descent.readers import Readers, find_readers, losses
 from keras_mgda.descent.task_gradients import (
     Gradient,
+    Rows,
+    TableRows,
+    TaskGradients,
     add,
+    add_rows,
+    check_representation,
+    check_tasks_are_trained,
     combine,
-    may_be_encoder,
-    reached,
-    stack,
+    dense,
 )
-from keras_mgda.distribution.replicas import sum_over_replicas
+from keras_mgda.distribution.replicas import num_replicas, sum_over_replicas
 from keras_mgda.linalg.gram import jacobian_gram
 
+# From the Gram matrix `[m, m]` to the task weights `[m]`.
+Weigh = Callable[[tf.Tensor], tf.Tensor]
 
-class Step(NamedTuple):
-    """What a direction is made from.
-
-    Attributes:
-        recording: of the forward pass.
-        variables: the trainable variables of the model.
-        at_cut: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`.
-        direct: for each variable `{task index: gradient}` of the tasks that
-            reach it without passing `Z`.
-        weigh: from the Gram matrix `[m, m]` to the task weights `[m]`.
-    """
-
-    recording: Recording
-    variables: Sequence[keras.Variable]
-    at_cut: list[tf.Tensor]
-    direct: list[dict[int, Gradient]]
-    weigh: Callable[[tf.Tensor], tf.Tensor]
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self.recording.task_losses)
+# A task weight smaller than this, or larger than its inverse, would cost digits
+# where a half-precision gradient is multiplied by it and divided again.
+_DIVISIBLE = 1e-3
 
 
 class Verification(NamedTuple):
@@ -72,23 +65,21 @@ class Direction(NamedTuple):
     Attributes:
         gradients: of each variable.
         task_weights: `[m]`.
-        owners: for each variable the index of the one task whose head it is a
-            part of; `None` if it is shared, or not reached.
-        readers: for each variable the indices of the tasks that it learns from.
-        gram: `[m, m]`, what the task weights were chosen by.
+        readers: which tasks read what; `None` if nobody had to know.
+        gram: `[m, m]`, what the task weights were chosen by; `None` if there
+            was no task gradient to look at.
         verification: if the direction was looked at.
     """
 
     gradients: list[Gradient]
     task_weights: tf.Tensor
-    owners: list[int | None]
-    readers: list[list[int]]
-    gram: tf.Tensor
+    readers: Readers | None = None
+    gram: tf.Tensor | None = None
     verification: Verification | None = None
 
 
-def along_representation(step: Step) -> Direction:
-    """MGDA-UB: weighs by `dL_t/dZ`, and `D_t` where something comes around `Z`.
+def along_representation(gradients: TaskGradients, weigh: Weigh) -> Direction:
+    """MGDA-UB: weighs by `dL_t/dZ`, and by `D_t` of what does not pass `Z`.
 
     Only the weighted sum is pulled back, so the encoder's backward pass runs
     once whatever `m` is. If the weighted sum of these gradients is zero, so is
@@ -99,142 +90,233 @@ def along_representation(step: Step) -> Direction:
     References:
         Sener & Koltun, 2018, section 3.3, (MGDA-UB).
     """
-    around = around_representation(step)
-    return _along(step, around, gram_of_representation(step, around))
+    check_representation(gradients)
+    _warn_if_apart(gradients)
+    gram = gram_of_representation(gradients)
+    return along(gradients, weigh(gram), gram)
 
 
-def along_parameters(step: Step) -> Direction:
+def _warn_if_apart(gradients: TaskGradients) -> None:
+    """Warns if the Gram matrix at `Z` is diagonal, whatever the data."""
+    of_z = gradients.readers.of_z
+    if (
+        gradients.num_tasks > 1
+        and all(len(of_tensor) < 2 for of_tensor in of_z)
+        and not gradients.past_z
+    ):
+        warnings.warn(
+            "No two tasks read the same tensor of the shared representation, "
+            "so that MGDA-UB sees no conflict between them. Compile with "
+            "`gradients='parameters'` or 'verified', which look at the "
+            "variables that they share.",
+            stacklevel=2,
+        )
+
+
+def along_parameters(gradients: TaskGradients, weigh: Weigh) -> Direction:
     """Exact MGDA: weighs by `dL_t/dtheta` itself.
 
     The encoder's backward pass is traced once, and runs once for each task.
-    Holds `m` gradients of the shared variables at a time.
+    Holds `m` gradients of the shared variables at a time. Without a `Z` all of
+    them come from the backward passes through the heads, which then run
+    through the whole model.
 
     References:
         Sener & Koltun, 2018, equation 3.
     """
-    before = may_be_encoder(step.recording, step.variables)
-    candidates = [i for i, possible in enumerate(before) if possible]
+    check_tasks_are_trained(gradients)
     # One task after another: memory for one backward pass, not for m.
-    rows = encoder.jacobian(
-        step.recording, step.variables, candidates, step.at_cut
-    )
-    for i, by_task in enumerate(step.direct):
-        if len(by_task) > 1 or (by_task and i in rows):
-            rows[i] = add(rows.get(i), stack(by_task, step.num_tasks))
-
-    gram = _gram_of_rows(step, rows)
-    task_weights = step.weigh(gram)
-    gradients: list[Gradient] = [None] * len(step.variables)
-    for i, of_tasks in rows.items():
-        gradients[i] = combine(task_weights, of_tasks)
-    return with_heads(step, gradients, task_weights, gram)
+    rows = jacobian(gradients, gradients.in_encoder())
+    gram, rows = _gram_of_rows(gradients, rows)
+    task_weights = weigh(gram)
+    shared = {i: combine(task_weights, of_i) for i, of_i in rows.items()}
+    return with_heads(gradients, shared, task_weights, gram)
 
 
-def along_layers(step: Step, find: Callable[[Step], list[int]]) -> Direction:
+def along_layers(
+    gradients: TaskGradients, weigh: Weigh, find: FindLayers
+) -> Direction:
     """Weighs by the gradients of some of the encoder's layers.
 
     They tell what examples have in common, which `dL_t/dZ` does not: for a
     dense layer `Z = X theta` the Gram matrix is `sum_ij (X X')_ij <dL_t/dZ_i,
     dL_s/dZ_j>`, and MGDA-UB is the case `X X' = I`. The task gradients are
     pulled back as far as these layers, and only their weighted sum further.
-
-    Args:
-        step: what the direction is made from.
-        find: the indices of the layers' variables.
     """
-    around = around_representation(step)
-    return _along(step, around, gram_of_layers(step, around, find(step)))
+    check_representation(gradients)
+    gram = gram_of_layers(gradients, find(gradients))
+    return along(gradients, weigh(gram), gram)
 
 
-def around_representation(step: Step) -> dict[int, tf.Tensor]:
-    """`D_t`, `{variable index: [m, ...]}`: what comes around `Z`."""
-    before = may_be_encoder(step.recording, step.variables)
-    doubtful = [
-        i for i, g in enumerate(step.direct) if len(g) == 1 and before[i]
-    ]
-    inside = reached(
-        step.recording,
-        [z.encoded for z in step.recording.representations],
-        [step.variables[i].value for i in doubtful],
-    )
-    in_encoder = {i for i, found in zip(doubtful, inside, strict=True) if found}
-    return {
-        i: stack(by_task, step.num_tasks)
-        for i, by_task in enumerate(step.direct)
-        if len(by_task) > 1 or i in in_encoder
-    }
+def along(
+    gradients: TaskGradients,
+    task_weights: tf.Tensor,
+    gram: tf.Tensor | None,
+) -> Direction:
+    """The direction of given task weights."""
+    shared = shared_gradients(gradients, task_weights)
+    return with_heads(gradients, shared, task_weights, gram)
 
 
-def gram_of_representation(
-    step: Step, around: dict[int, tf.Tensor]
-) -> tf.Tensor:
-    """Over `Z`, batch axis and all, and what comes around it."""
-    gram = sum_over_replicas(jacobian_gram(step.at_cut))
-    if around:
-        # Of these a replica holds a part of each entry, not some of them.
-        gram += jacobian_gram(sum_over_replicas(list(around.values())))
+def gram_of_representation(gradients: TaskGradients) -> tf.Tensor:
+    """Over `Z`, batch axis and all, and over what does not pass it."""
+    m = gradients.num_tasks
+    gram = tf.zeros([m, m])
+    if gradients.at_z:
+        gram = sum_over_replicas(jacobian_gram(gradients.at_z))
+    if gradients.past_z:
+        gram += _gram(gradients.past_z)
     return gram
 
 
 def gram_of_layers(
-    step: Step, around: dict[int, tf.Tensor], chosen: Sequence[int]
+    gradients: TaskGradients, chosen: Sequence[int]
 ) -> tf.Tensor:
-    """Over the chosen variables of the encoder, and what comes around `Z`."""
-    rows = encoder.jacobian(
-        step.recording, step.variables, chosen, step.at_cut, at_once=True
-    )
-    for i, of_tasks in around.items():
-        rows[i] = add(rows.get(i), of_tasks)
-    return _gram_of_rows(step, rows)
+    """Over the chosen variables of the encoder, and what does not pass `Z`."""
+    rows = jacobian(gradients, chosen, at_once=True)
+    gram, _ = _gram_of_rows(gradients, rows)
+    return gram
 
 
 def shared_gradients(
-    step: Step, around: dict[int, tf.Tensor], task_weights: tf.Tensor
-) -> list[Gradient]:
-    """`sum_t w_t dL_t/dtheta`, by one backward pass through the encoder."""
-    weighted = [combine(task_weights, gradients) for gradients in step.at_cut]
-    gradients = encoder.pull_back(
-        step.recording, weighted, [v.value for v in step.variables]
+    gradients: TaskGradients, task_weights: tf.Tensor
+) -> dict[int, Gradient]:
+    """`sum_t w_t dL_t/dtheta`, by one backward pass through the encoder.
+
+    Returns:
+        `{variable index: gradient}` of the shared variables.
+    """
+    inside = gradients.in_encoder()
+    pulled = pull_back(
+        gradients.forward,
+        [combine(task_weights, at_z) for at_z in gradients.at_z],
+        values([gradients.variables[i] for i in inside]),
     )
-    for i, of_tasks in around.items():
-        gradients[i] = add(gradients[i], combine(task_weights, of_tasks))
-    return gradients
+    shared = dict(zip(inside, pulled, strict=True))
+    for i, of_tasks in gradients.past_z.items():
+        shared[i] = add(shared.get(i), combine(task_weights, of_tasks))
+    return shared
 
 
 def with_heads(
-    step: Step,
-    shared: list[Gradient],
+    gradients: TaskGradients,
+    shared: Mapping[int, Gradient],
     task_weights: tf.Tensor,
-    gram: tf.Tensor,
+    gram: tf.Tensor | None,
 ) -> Direction:
     """Adds the heads' own gradients to those of the shared variables."""
-    gradients = list(shared)
-    owners: list[int | None] = [None] * len(shared)
-    for i, by_task in enumerate(step.direct):
-        if shared[i] is None and by_task:
-            ((owners[i], gradients[i]),) = by_task.items()
-    # What stands before `Z` learns from all tasks; so does what none reaches.
-    before = may_be_encoder(step.recording, step.variables)
-    readers = [
-        list(by_task)
-        if by_task and (owner is not None or not possible)
-        else list(range(step.num_tasks))
-        for possible, owner, by_task in zip(
-            before, owners, step.direct, strict=True
-        )
-    ]
-    return Direction(gradients, task_weights, owners, readers, gram)
+    by_index = {**gradients.own, **shared}
+    return Direction(
+        [by_index.get(i) for i in range(len(gradients.variables))],
+        task_weights,
+        gradients.readers,
+        gram,
+    )
 
 
-def _along(
-    step: Step, around: dict[int, tf.Tensor], gram: tf.Tensor
-) -> Direction:
-    task_weights = step.weigh(gram)
-    gradients = shared_gradients(step, around, task_weights)
-    return with_heads(step, gradients, task_weights, gram)
-
-
-def _gram_of_rows(step: Step, rows: dict[int, tf.Tensor]) -> tf.Tensor:
+def _gram_of_rows(
+    gradients: TaskGradients, rows: Mapping[int, Rows]
+) -> tuple[tf.Tensor, dict[int, Rows]]:
+    """The Gram matrix of encoder rows with what does not pass `Z` added."""
+    rows = dict(rows)
+    for i, of_tasks in gradients.past_z.items():
+        rows[i] = add_rows(rows.get(i), of_tasks)
     if not rows:  # all that is shared is frozen: there is nothing to weigh
-        return tf.zeros([step.num_tasks, step.num_tasks])
-    return jacobian_gram(sum_over_replicas(list(rows.values())))
+        return tf.zeros([gradients.num_tasks] * 2), rows
+    return _gram(rows), rows
+
+
+def _gram(rows: Mapping[int, Rows]) -> tf.Tensor:
+    """Of these a replica holds a part of each entry, not some of them."""
+    tables = [r for r in rows.values() if isinstance(r, TableRows)]
+    others = [r for r in rows.values() if not isinstance(r, TableRows)]
+    if num_replicas() > 1:
+        others, tables = others + [table.dense() for table in tables], []
+    summed = sum_over_replicas(others) if others else []
+    return jacobian_gram([*summed, *(table.summed() for table in tables)])
+
+
+def along_sum(
+    forward: ForwardPass,
+    variables: Sequence[keras.Variable],
+    total_loss: tf.Tensor,
+    loss_scale: tf.Tensor,
+) -> Direction:
+    """The gradient of the total loss, as stock Keras takes it."""
+    with forward.encoder_gate.opened(), forward.loss_gate.opened():
+        found = forward.tape.gradient(
+            total_loss,
+            values(variables),
+            tf.cast(loss_scale, total_loss.dtype),
+        )
+    return Direction(found, tf.ones([forward.num_tasks]))
+
+
+def along_losses(
+    forward: ForwardPass,
+    variables: Sequence[keras.Variable],
+    seeds: Sequence[list[tf.Tensor]],
+    task_weights: tf.Tensor,
+) -> Direction:
+    """Of weights that no task gradient chose: one backward pass, as the sum's.
+
+    The pass starts from the weighted losses, which is right for what is shared.
+    What a head got is divided by its task's weight: `(w_t g) / w_t = g`. Where
+    a weight is too small or too large for that, as zero is, a second pass goes
+    through the heads alone.
+    """
+    readers = find_readers(forward, variables)
+    weights = tf.unstack(tf.cast(task_weights, tf.float32))
+
+    def of_losses(
+        factors: list[tf.Tensor], chosen: list[int], *, past_z: bool = False
+    ) -> list[Any]:
+        # A tape walks through the encoder, even if nobody asks for it.
+        gate = forward.encoder_gate
+        with contextlib.nullcontext() if past_z else gate.opened():
+            return forward.tape.gradient(
+                losses(forward),
+                values([variables[i] for i in chosen]),
+                [
+                    [seed * tf.cast(factor, seed.dtype) for seed in of_task]
+                    for of_task, factor in zip(seeds, factors, strict=True)
+                ],
+            )
+
+    found = of_losses(weights, list(range(len(variables))))
+    heads = [
+        i
+        for i, gradient in enumerate(found)
+        if gradient is not None and not readers.is_shared(i)
+    ]
+    weighted = [dense(found[i]) for i in heads]
+
+    def divided() -> list[tf.Tensor]:
+        own = [weights[readers.owner(i)] for i in heads]
+        return [
+            g / tf.cast(w, g.dtype) for g, w in zip(weighted, own, strict=True)
+        ]
+
+    def again() -> list[tf.Tensor]:
+        ones = [tf.ones([])] * len(weights)
+        past_z = not readers.branches
+        return list(map(dense, of_losses(ones, heads, past_z=past_z)))
+
+    known = tf.get_static_value(task_weights)
+    if num_replicas() > 1:  # whose sums cannot stand in a branch of the graph
+        plain = again()
+    elif known is not None:
+        plain = divided() if bool(_divisible(known)) else again()
+    else:
+        plain = tf.cond(_divisible(task_weights), divided, again)
+    for i, gradient in zip(heads, plain, strict=True):
+        found[i] = gradient
+    return Direction(found, task_weights, readers)
+
+
+def _divisible(task_weights: Any) -> Any:
+    size = abs(task_weights)
+    inside = (size > _DIVISIBLE) & (size < 1 / _DIVISIBLE)
+    return (
+        inside.all() if isinstance(size, np.ndarray) else tf.reduce_all(inside)
+    )

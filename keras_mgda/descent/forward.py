@@ -1,9 +1,10 @@
-"""What one training step leaves for its backward pass.
+"""What the forward pass leaves for the backward pass: `Z` and the losses.
 
 The layers and losses of a model know where the tasks part and where each ends;
-the training step needs both. While `record()` is open, `SharedRepresentation`
-leaves its tensors here and `TaskLoss` its values. Outside of it they do
-nothing, so evaluation, prediction and export see plain Keras.
+the training step needs both. While `record_forward_pass()` is open,
+`SharedRepresentation` leaves its tensors here and `TaskLoss` its values.
+Outside of it they do nothing, so evaluation, prediction and export see plain
+Keras.
 """
 
 import contextlib
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
-_current: ContextVar["Recording | None"] = ContextVar(
-    "keras_mgda_recording", default=None
+_current: ContextVar["ForwardPass | None"] = ContextVar(
+    "keras_mgda_forward_pass", default=None
 )
 
 
@@ -33,11 +35,11 @@ class Gate:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Lets the gradients asked for in this block pass."""
-        self._open = True
+        before, self._open = self._open, True
         try:
             yield
         finally:
-            self._open = False
+            self._open = before
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
@@ -48,25 +50,29 @@ class Gate:
 
 
 class Representation(NamedTuple):
-    """A shared representation on both sides of its gate.
+    """A tensor of the shared representation, on both sides of its gate.
 
     Attributes:
         encoded: `[b, ...]`, as the encoder left it.
         read: `[b, ...]`, the same values as the heads read them.
+        group: what marked it. Tensors of one group belong together: the tasks
+            share the group, and need not share each of them.
     """
 
     encoded: tf.Tensor
     read: tf.Tensor
+    group: Any
 
 
-class Recording:
-    """The shared representations and task losses of one forward pass.
+class ForwardPass:
+    """The shared representation and the task losses of one forward pass.
 
     Attributes:
         tape: the persistent tape that watched the forward pass.
-        representations: in the order in which they were met.
+        representations: the tensors of `Z`, in the order in which they were
+            met.
         read_before: the TensorFlow variables that were read before the last
-            representation was. All variables of the encoder are among them.
+            of them was. All variables of the encoder are among them.
         task_losses: `{task: losses}`, each `[]` and before `loss_weights`; one,
             unless `compute_loss` computes it more than once.
         summands: the same values as they entered the total loss.
@@ -86,9 +92,14 @@ class Recording:
         self.num_labels: dict[str, tf.Tensor] = {}
         self.encoder_gate = Gate()
         self.loss_gate = Gate()
+        self.marked_elsewhere = False
 
-    def mark_representation(self, encoded: tf.Tensor) -> tf.Tensor:
-        """Notes a shared representation; returns what the heads shall read."""
+    @property
+    def num_tasks(self) -> int:
+        return len(self.task_losses)
+
+    def mark_representation(self, encoded: tf.Tensor, group: Any) -> tf.Tensor:
+        """Notes a tensor of `Z`; returns what the heads shall read."""
         if not encoded.dtype.is_floating:
             raise ValueError(
                 "A shared representation must be floating point, or it has no "
@@ -99,7 +110,7 @@ class Recording:
         # still has task gradients.
         self.tape.watch(encoded)
         read = self.encoder_gate(encoded)
-        self.representations.append(Representation(encoded, read))
+        self.representations.append(Representation(encoded, read, group))
         self.read_before = self.tape.watched_variables()
         return read
 
@@ -115,8 +126,7 @@ class Recording:
         """Puts the losses in this order, whichever Keras computed them in.
 
         Raises:
-            ValueError: if the forward pass left out a task's loss, or met no
-                shared representation.
+            ValueError: if the forward pass left out a task's loss.
         """
         if set(self.task_losses) != set(task_names):
             raise ValueError(
@@ -124,36 +134,105 @@ class Recording:
                 "`super().compute_loss(...)` does. Received: the tasks "
                 f"{list(task_names)}, calls for {list(self.task_losses)}."
             )
-        if not self.representations:
-            raise ValueError(
-                "A `SharedRepresentation` must mark where the tasks part. "
-                "Received: a model that calls none. Add the layer between "
-                "encoder and heads, or use `MGDAModel.from_model(model)`."
-            )
         self.task_losses = {task: self.task_losses[task] for task in task_names}
         self.summands = {task: self.summands[task] for task in task_names}
         if self.num_labels:
             self.num_labels = {t: self.num_labels[t] for t in task_names}
 
+    def require_representation(self) -> None:
+        """Raises a `ValueError` unless the forward pass met a `Z`."""
+        if self.representations:
+            return
+        if self.marked_elsewhere:
+            raise ValueError(
+                "A `SharedRepresentation` must be called by the training step "
+                "itself. Received: one inside a `tf.function`, whose graph "
+                "the step cannot look into. Remove the decorator from `call`: "
+                "Keras compiles the whole step anyway."
+            )
+        raise ValueError(
+            "A `SharedRepresentation` must mark where the tasks part. "
+            "Received: a model that calls none. Add the layer between "
+            "encoder and heads, use `MGDAModel.from_model(model)`, or "
+            "`gradients='parameters'`, which needs none."
+        )
+
+    def before_representation(
+        self, variables: Sequence[keras.Variable]
+    ) -> list[bool]:
+        """Which variables were read before `Z`, as the encoder's are."""
+        before = {variable.ref() for variable in self.read_before}
+        return [value.ref() in before for value in values(variables)]
+
+    def reaching(
+        self, targets: list[tf.Tensor], sources: Sequence[Any]
+    ) -> list[bool]:
+        """Which of the sources the targets depend on, read off the tape."""
+        if not targets or not sources:
+            return [False] * len(sources)
+        found: list[bool] = []
+
+        def look() -> None:
+            gradients = self.tape.gradient(targets, list(sources))
+            found.extend(gradient is not None for gradient in gradients)
+
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            look()  # may hold sums over replicas, which no other graph can
+        else:
+            # Traced, and never run.
+            tf.function(look, autograph=False).get_concrete_function()
+        return found
+
 
 @contextlib.contextmanager
-def record() -> Iterator[Recording]:
+def record_forward_pass() -> Iterator[ForwardPass]:
     """Records the forward pass in this block. One per replica and step."""
     with tf.GradientTape(persistent=True) as tape:
-        recording = Recording(tape)
-        token = _current.set(recording)
+        forward = ForwardPass(tape)
+        token = _current.set(forward)
         try:
-            yield recording
+            yield forward
         finally:
             _current.reset(token)
 
 
-def current() -> Recording | None:
-    """The recording that is open here, if any.
+def current_forward_pass() -> ForwardPass | None:
+    """The forward pass that is recorded here, if any.
 
     A graph within that of the step, such as the one in which Keras builds a
-    model that was never called, is none of it.
+    model that was never called, is no part of it.
     """
-    step = _current.get()
+    forward = _current.get()
     here = tf.compat.v1.get_default_graph()
-    return step if step and step.graph is here else None
+    return forward if forward and forward.graph is here else None
+
+
+def mark_representation(tensors: Sequence[Any], group: Any) -> list[Any]:
+    """Marks tensors of `Z`, where a forward pass is recorded.
+
+    What is not floating point is passed on beside a tensor that is.
+    """
+    forward = current_forward_pass()
+    if forward is None:
+        if (elsewhere := _current.get()) is not None:
+            elsewhere.marked_elsewhere = True
+        return list(tensors)
+    floating = [
+        tensor is not None and tf.as_dtype(tensor.dtype).is_floating
+        for tensor in tensors
+    ]
+    marked = []
+    for tensor, is_floating in zip(tensors, floating, strict=True):
+        if any(floating) and not is_floating:
+            marked.append(tensor)
+        elif isinstance(tensor, tf.RaggedTensor):
+            read = forward.mark_representation(tensor.flat_values, group)
+            marked.append(tensor.with_flat_values(read))
+        else:
+            marked.append(forward.mark_representation(tensor, group))
+    return marked
+
+
+def values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
+    """The TensorFlow variables, which a tape knows."""
+    return [variable.value for variable in variables]

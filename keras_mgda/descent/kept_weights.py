@@ -1,7 +1,7 @@
-"""Task weights that are chosen now and then, and used in between.
+"""Task weights that are chosen now and then, and kept in between.
 
 What they were chosen by changes little from step to step, so a step in between
-needs no task gradients at all, only one backward pass through the encoder: by
+needs no Gram matrix at all, only one backward pass through the encoder: by
 `update_every=5` exact MGDA saves four of five times its `m` backward passes.
 """
 
@@ -11,18 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.descent.directions import (
-    Direction,
-    Step,
-    around_representation,
-    gram_of_representation,
-    shared_gradients,
-    with_heads,
-)
 from keras_mgda.weightings.state import State
 
 
-class Reuse:
+class KeptWeights:
     """Chooses task weights at the first of every `k` steps, for all of them.
 
     Weights that are not finite are not kept, nor those of a step in which no
@@ -46,39 +38,28 @@ class Reuse:
         none = np.zeros(num_tasks, np.float32)
         self.state = State({"task_weights": none, "num_steps": np.int64(0)})
 
-    def along(self, mode: Callable[[Step], Direction], step: Step) -> Direction:
-        """The direction of a step, with new task weights or the ones kept.
-
-        The `gram` of a step in between is that of the representation.
+    def weights(
+        self, choose: Callable[[], tuple[tf.Tensor, tf.Tensor]]
+    ) -> tf.Tensor:
+        """The task weights `[m]` of a step, chosen anew or kept.
 
         Args:
-            mode: whose directions' task weights are kept.
-            step: what the direction is made from.
+            choose: returns new weights `[m]`, and whether to keep them.
         """
         kept = self.state.read()
-        around = around_representation(step)
-
-        def choose() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            found = mode(step)
-            any_gradient = tf.linalg.trace(found.gram) != 0
-            return found.task_weights, found.gram, any_gradient
-
-        def keep() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            gram = gram_of_representation(step, around)
-            return kept["task_weights"], gram, tf.constant(True)
-
         num_steps = kept["num_steps"]
-        # The weights alone, so that of `choose` nothing else is computed, and
-        # both ways go on with the same backward pass.
-        task_weights, gram, accepted = tf.cond(
-            num_steps % self._update_every == 0, choose, keep
+        # The weights alone, so that both ways go on with the same backward
+        # pass.
+        task_weights, accepted = tf.cond(
+            num_steps % self._update_every == 0,
+            choose,
+            lambda: (kept["task_weights"], tf.constant(True)),
         )
         self.state.update(
             {"task_weights": task_weights, "num_steps": num_steps + 1},
             accepted,
         )
-        shared = shared_gradients(step, around, task_weights)
-        return with_heads(step, shared, task_weights, gram)
+        return task_weights
 
 
 def check_update_every(

@@ -1,13 +1,13 @@
 """The task gradients: one backward pass through the heads for each task.
 
-Symbols: `m` tasks with losses `L_t`; `Z` the shared representations; `theta`
-the shared variables: those that two or more tasks reach. A task's gradient with
-respect to them has two parts,
+Symbols: `m` tasks with losses `L_t`; `Z` the shared representation, of one or
+several tensors; `theta` the shared variables: those that two or more tasks
+reach. A task's gradient with respect to them has two parts,
 
     dL_t/dtheta = (dZ/dtheta)' dL_t/dZ + D_t,
 
-where `D_t` came around `Z`: by a skip connection, or by a layer that several
-heads share. Without those `D_t` is zero.
+where `D_t` does not pass `Z`: it comes by a skip connection, or by a layer that
+several heads share. Without those `D_t` is zero.
 """
 
 from collections.abc import Sequence
@@ -16,141 +16,203 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_mgda.descent.forward import Recording
+from keras_mgda.descent.forward import ForwardPass, values
+from keras_mgda.descent.readers import Readers, losses, readers_of_reached
 
 Gradient = Any  # tf.Tensor, tf.IndexedSlices or None
+
+
+class TableRows(NamedTuple):
+    """The task gradients of a table, such as an embedding, by the rows read.
+
+    Attributes:
+        indices: `[k]`, the rows; one that was read twice is there twice.
+        values: `[m, k, ...]`, the gradients of these.
+        shape: of the table.
+    """
+
+    indices: tf.Tensor
+    values: tf.Tensor
+    shape: tf.TensorShape
+
+    def summed(self) -> tf.Tensor:
+        """`[m, k, ...]`: each row once, in sum; zeros for the other places."""
+        order = tf.argsort(self.indices, stable=True)
+        ordered = tf.gather(self.indices, order)
+        is_new = tf.cast(ordered[1:] != ordered[:-1], tf.int32)
+        place = tf.concat([[0], tf.cumsum(is_new)], axis=0)[: tf.size(ordered)]
+        by_row = tf.experimental.numpy.swapaxes(self.values, 0, 1)
+        summed = tf.math.unsorted_segment_sum(
+            tf.gather(by_row, order), place, tf.size(ordered)
+        )
+        return tf.experimental.numpy.swapaxes(summed, 0, 1)
+
+    def dense(self) -> tf.Tensor:
+        """`[m, ...]`."""
+        of_tasks = [
+            tf.convert_to_tensor(
+                tf.IndexedSlices(values, self.indices, self.shape)
+            )
+            for values in tf.unstack(self.values)
+        ]
+        return tf.stack(of_tasks)
+
+
+# The gradients of all tasks: `[m, ...]`, or a `TableRows`.
+Rows = Any
 
 
 class TaskGradients(NamedTuple):
     """What the backward passes through the heads found.
 
     Attributes:
-        representations: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`.
-        direct: for each variable `{task index: gradient}`, of the tasks that
-            reach it without passing `Z`: `D_t`, or a head's own gradient.
+        forward: the forward pass that they started from.
+        variables: the trainable variables of the model.
+        readers: which tasks read what.
+        at_z: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`.
+        past_z: `D_t`, `{variable index: rows}`, of the shared variables that
+            some task reaches without passing `Z`.
+        own: `{variable index: gradient}`, the plain gradient of the heads.
     """
 
-    representations: list[tf.Tensor]
-    direct: list[dict[int, Gradient]]
+    forward: ForwardPass
+    variables: Sequence[keras.Variable]
+    readers: Readers
+    at_z: list[tf.Tensor]
+    past_z: dict[int, Rows]
+    own: dict[int, Gradient]
+
+    @property
+    def num_tasks(self) -> int:
+        return self.forward.num_tasks
+
+    def in_encoder(self) -> list[int]:
+        """The shared variables that may be the encoder's."""
+        before = self.forward.before_representation(self.variables)
+        return [
+            i
+            for i, possible in enumerate(before)
+            if possible and self.readers.is_shared(i)
+        ]
 
 
 def through_heads(
-    recording: Recording,
+    forward: ForwardPass,
     variables: Sequence[keras.Variable],
     seeds: Sequence[list[tf.Tensor]],
 ) -> TaskGradients:
     """Each task's gradient at `Z`, and of what it reaches without passing `Z`.
 
     Args:
-        recording: of the forward pass.
+        forward: the forward pass.
         variables: the trainable variables of the model.
         seeds: for each task what its losses are multiplied by, each `[]`.
-
-    Raises:
-        ValueError: if a task does not pass `Z`, or a part of `Z` is not shared.
     """
-    reads = [z.read for z in recording.representations]
-    sources = reads + values(variables)
-    at_cut: list[dict[int, Gradient]] = [{} for _ in reads]
-    direct: list[dict[int, Gradient]] = [{} for _ in variables]
-    for t, losses in enumerate(recording.task_losses.values()):
-        found = recording.tape.gradient(losses, sources, seeds[t])
-        for by_task, gradient in zip(at_cut + direct, found, strict=True):
-            if gradient is not None:
-                by_task[t] = gradient
-    _check_shared(recording, at_cut)
-    for by_task, read in zip(at_cut, reads, strict=True):
-        by_task.setdefault(0, tf.zeros_like(read))  # `Z` that feeds `Z` only
-    return TaskGradients([stack(g, len(seeds)) for g in at_cut], direct)
+    reads = [z.read for z in forward.representations]
+    found = [
+        forward.tape.gradient(of_task, reads + values(variables), seed)
+        for of_task, seed in zip(losses(forward), seeds, strict=True)
+    ]
+    readers = readers_of_reached(
+        forward,
+        variables,
+        [[gradient is not None for gradient in of_task] for of_task in found],
+    )
+    by_source = list(zip(*found, strict=True))
+    at_z = [
+        _stack(gradients, like=read)
+        for gradients, read in zip(by_source, reads, strict=False)
+    ]
+    past_z, own = {}, {}
+    for i, gradients in enumerate(by_source[len(reads) :]):
+        if not readers.past_z[i]:
+            continue
+        if readers.is_shared(i):
+            past_z[i] = _rows(gradients, variables[i].value)
+        else:
+            own[i] = next(g for g in gradients if g is not None)
+    branches = readers.branches
+    if branches:
+        with forward.encoder_gate.opened():
+            pulled = forward.tape.gradient(
+                [z.encoded for z in forward.representations],
+                values([variables[i] for i in branches]),
+                output_gradients=[tf.reduce_sum(g, axis=0) for g in at_z],
+            )
+        for i, gradient in zip(branches, pulled, strict=True):
+            own[i] = add(own.get(i), gradient)
+    return TaskGradients(forward, variables, readers, at_z, past_z, own)
 
 
-def of_total(
-    recording: Recording,
+def of_total_loss(
+    forward: ForwardPass,
     variables: Sequence[keras.Variable],
     total_loss: tf.Tensor,
-    seed: tf.Tensor,
+    loss_scale: tf.Tensor,
 ) -> tuple[list[list[tf.Tensor]], list[Gradient]]:
     """Gradient of the total loss: at the task losses, and of all the rest.
 
     Returns:
-        For each task the derivatives of `seed * total_loss` with respect to its
-        losses; and the gradient of the variables that comes from regularisation
-        and `add_loss`, which belong to no task.
+        For each task the derivatives of `loss_scale * total_loss` with respect
+        to its losses; and the gradient of the variables that comes from
+        regularisation and `add_loss`, which belong to no task.
 
     Raises:
         ValueError: if the total loss does not depend on a task's loss.
     """
-    summands = list(recording.summands.values())
-    with recording.encoder_gate.opened():
-        seeds, remainder = recording.tape.gradient(
+    summands = list(forward.summands.values())
+    with forward.encoder_gate.opened():
+        seeds, rest = forward.tape.gradient(
             total_loss,
             [summands, values(variables)],
-            tf.cast(seed, total_loss.dtype),
+            tf.cast(loss_scale, total_loss.dtype),
         )
-    for task, of_task in zip(recording.summands, seeds, strict=True):
+    for task, of_task in zip(forward.summands, seeds, strict=True):
         if any(of_loss is None for of_loss in of_task):
             raise ValueError(
                 "`compute_loss` must return a sum that contains every task's "
                 f"loss. Received: one without that of '{task}'. Return "
                 "`super().compute_loss(...)` plus what you add."
             )
-    return seeds, remainder
+    return seeds, rest
 
 
-def may_be_encoder(
-    recording: Recording, variables: Sequence[keras.Variable]
-) -> list[bool]:
-    """Which variables were read before `Z`, as those of the encoder are."""
-    before = {variable.ref() for variable in recording.read_before}
-    return [value.ref() in before for value in values(variables)]
-
-
-def reached(
-    recording: Recording, targets: list[tf.Tensor], sources: list[Any]
-) -> list[bool]:
-    """Which sources the targets depend on, read off the tape."""
-    if not targets or not sources:
-        return [False] * len(sources)
-    found: list[bool] = []
-
-    def look() -> None:
-        gradients = recording.tape.gradient(targets, sources)
-        found.extend(gradient is not None for gradient in gradients)
-
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        look()  # may hold sums over replicas, which no other graph can
-    else:
-        # Traced, and never run.
-        tf.function(look, autograph=False).get_concrete_function()
-    return found
-
-
-def values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
-    """The TensorFlow variables, which a tape knows."""
-    return [variable.value for variable in variables]
-
-
-def stack(by_task: dict[int, Gradient], num_tasks: int) -> tf.Tensor:
-    """`[m, ...]`, zero for the tasks that do not reach."""
-    tensors = {t: dense(gradient) for t, gradient in by_task.items()}
-    zeros = tf.zeros_like(next(iter(tensors.values())))
-    return tf.stack([tensors.get(t, zeros) for t in range(num_tasks)])
-
-
-def combine(task_weights: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
-    """`sum_t w_t g_t` of `[m, ...]`, summed in float32 at least."""
-    wide = tf.float32 if gradients.dtype.size < 4 else gradients.dtype
-    total = tf.tensordot(
-        tf.cast(task_weights, wide), tf.cast(gradients, wide), 1
-    )
-    return tf.cast(total, gradients.dtype)
+def combine(task_weights: tf.Tensor, rows: Rows) -> Gradient:
+    """`sum_t w_t g_t`, summed in float32 at least."""
+    if isinstance(rows, TableRows):
+        values = combine(task_weights, rows.values)
+        return tf.IndexedSlices(values, rows.indices, rows.shape)
+    wide = tf.float32 if rows.dtype.size < 4 else rows.dtype
+    total = tf.tensordot(tf.cast(task_weights, wide), tf.cast(rows, wide), 1)
+    return tf.cast(total, rows.dtype)
 
 
 def add(left: Gradient, right: Gradient) -> Gradient:
     """The sum of two gradients, of which either may be missing."""
     if left is None or right is None:
         return right if left is None else left
+    if isinstance(left, tf.IndexedSlices) and isinstance(
+        right, tf.IndexedSlices
+    ):
+        return tf.IndexedSlices(
+            tf.concat([left.values, right.values], axis=0),
+            tf.concat([left.indices, right.indices], axis=0),
+            left.dense_shape,
+        )
     return dense(left) + dense(right)
+
+
+def add_rows(left: Rows | None, right: Rows) -> Rows:
+    """The sum of the rows of all tasks, of which the left may be missing."""
+    if left is None:
+        return right
+    if isinstance(left, TableRows) and isinstance(right, TableRows):
+        return TableRows(
+            tf.concat([left.indices, right.indices], axis=0),
+            tf.concat([left.values, right.values], axis=1),
+            left.shape,
+        )
+    return dense_rows(left) + dense_rows(right)
 
 
 def dense(gradient: Gradient) -> tf.Tensor:
@@ -158,30 +220,96 @@ def dense(gradient: Gradient) -> tf.Tensor:
     return tf.convert_to_tensor(gradient)
 
 
-def _check_shared(
-    recording: Recording, at_cut: Sequence[dict[int, Gradient]]
-) -> None:
-    """Every task has to pass `Z`, and every part of `Z` to serve two tasks."""
-    tasks = list(recording.task_losses)
+def dense_rows(rows: Rows) -> tf.Tensor:
+    """Rows that may be those of a table, as `[m, ...]`."""
+    return rows.dense() if isinstance(rows, TableRows) else rows
+
+
+def _rows(by_task: Sequence[Gradient], variable: tf.Variable) -> Rows:
+    """`[m, ...]`, or those of a table if all that reaches it reads rows."""
+    reached = [gradient for gradient in by_task if gradient is not None]
+    if not all(isinstance(g, tf.IndexedSlices) for g in reached):
+        return _stack(by_task, like=variable)
+    none = tf.zeros_like(reached[0].values[:0])
+    values = [none if g is None else g.values for g in by_task]
+    # Each task has rows of its own, and zeros in those of the others.
+    blocks = [
+        tf.concat(
+            [
+                of_task if s == t else tf.zeros_like(of_task)
+                for s, of_task in enumerate(values)
+            ],
+            axis=0,
+        )
+        for t in range(len(values))
+    ]
+    indices = [tf.cast(g.indices, tf.int64) for g in reached]
+    return TableRows(
+        tf.concat(indices, axis=0), tf.stack(blocks), variable.shape
+    )
+
+
+def _stack(by_task: Sequence[Gradient], like: Any) -> tf.Tensor:
+    """`[m, ...]`, zero for the tasks that do not reach."""
+    zeros = tf.zeros(tf.shape(like), like.dtype)
+    stacked = tf.stack([zeros if g is None else dense(g) for g in by_task])
+    stacked.set_shape([len(by_task), *like.shape])
+    return stacked
+
+
+def check_representation(gradients: TaskGradients) -> None:
+    """Raises a `ValueError` unless `Z` is where tasks part.
+
+    Every task has to pass it. Each tensor of it has to be read by two tasks, to
+    be marked together with others that are, or to be made from variables that
+    two tasks share, as the outputs of one encoder are that is called for each
+    task on its own.
+    """
+    forward = gradients.forward
+    forward.require_representation()
+    tasks = list(forward.task_losses)
     for t, task in enumerate(tasks):
-        if not any(t in by_task for by_task in at_cut):
+        if not any(t in of_tensor for of_tensor in gradients.readers.of_z):
             raise ValueError(
                 "Every task must run through a `SharedRepresentation`. "
-                f"Received: task '{task}' passes none of the {len(at_cut)} in "
-                "the model. Place one on its path, or give its output the "
-                "loss `None`."
+                f"Received: task '{task}' passes none of the "
+                f"{len(forward.representations)} in the model. Place one on "
+                "its path, give its output the loss `None`, or use "
+                "`gradients='parameters'`."
             )
-    for k, by_task in enumerate(at_cut):
-        if len(by_task) >= min(2, len(tasks)):
+    shared = values(
+        [
+            gradients.variables[i]
+            for i in gradients.in_encoder()
+            if len(gradients.readers.of_variables[i]) > 1
+        ]
+    )
+    of_group: dict[int, set[int]] = {}
+    for z, of_tensor in zip(
+        forward.representations, gradients.readers.of_z, strict=True
+    ):
+        of_group.setdefault(id(z.group), set()).update(of_tensor)
+    for k, of_tensor in enumerate(gradients.readers.of_z):
+        encoded, read, group = forward.representations[k]
+        if len(of_group[id(group)]) >= min(2, len(tasks)):
             continue
-        # One that feeds a later one serves the tasks of that one, too.
-        read = recording.representations[k].read
-        later = [z.encoded for z in recording.representations[k + 1 :]]
-        if not any(reached(recording, later, [read])):
+        if not any(forward.reaching([encoded], shared)):
             raise ValueError(
                 "A `SharedRepresentation` must be read by at least two tasks. "
-                f"Received: number {k + 1} of {len(at_cut)}, of shape "
-                f"{tuple(read.shape)}, is read by "
-                f"{[tasks[t] for t in by_task] or 'none'}. Move it to where "
+                f"Received: number {k + 1} of {len(forward.representations)}, "
+                f"of shape {tuple(read.shape)}, is read by "
+                f"{[tasks[t] for t in of_tensor] or 'none'}. Move it to where "
                 "the tasks part, or remove it."
+            )
+
+
+def check_tasks_are_trained(gradients: TaskGradients) -> None:
+    """Raises a `ValueError` if a task depends on nothing that is trained."""
+    readers = gradients.readers
+    for t, task in enumerate(gradients.forward.task_losses):
+        if not any(t in read for read in (*readers.of_z, *readers.past_z)):
+            raise ValueError(
+                "Every task must depend on a trainable variable. Received: "
+                f"task '{task}' depends on none. Give its output the loss "
+                "`None`, or unfreeze what it is made by."
             )

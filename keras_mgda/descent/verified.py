@@ -16,18 +16,24 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mgda.descent import encoder_products as encoder
 from keras_mgda.descent.directions import (
     Direction,
-    Step,
     Verification,
-    around_representation,
+    Weigh,
     gram_of_layers,
     gram_of_representation,
     shared_gradients,
     with_heads,
 )
-from keras_mgda.descent.task_gradients import Gradient, dense, stack
+from keras_mgda.descent.encoder_layers import encoder_variables, last_layers
+from keras_mgda.descent.encoder_products import push_forward
+from keras_mgda.descent.task_gradients import (
+    Gradient,
+    TableRows,
+    TaskGradients,
+    check_representation,
+    dense,
+)
 from keras_mgda.distribution.replicas import num_replicas, sum_over_replicas
 from keras_mgda.linalg.gram_update import (
     conjugate,
@@ -41,20 +47,20 @@ from keras_mgda.linalg.gram_update import (
 TOLERANCE = 1e-4
 
 
-def look_at(step: Step, found: Direction) -> Direction:
+def verify(gradients: TaskGradients, direction: Direction) -> Direction:
     """The same direction, and how all tasks do along it."""
     shared = {
         i: gradient
-        for i, (gradient, owner) in enumerate(
-            zip(found.gradients, found.owners, strict=True)
-        )
-        if gradient is not None and owner is None
+        for i, gradient in enumerate(direction.gradients)
+        if gradient is not None and gradients.readers.is_shared(i)
     }
-    w = tf.cast(found.task_weights, tf.float64)
-    p = derivatives(step, shared)
-    gram = scaled(tf.cast(found.gram, tf.float64), w, p)
-    of_tasks = cosines(gram, w, p)
-    return found._replace(
+    w = tf.cast(direction.task_weights, tf.float64)
+    p = derivatives(gradients, shared)
+    gram = direction.gram
+    if gram is None:
+        gram = gram_of_representation(gradients)
+    of_tasks = cosines(scaled(tf.cast(gram, tf.float64), w, p), w, p)
+    return direction._replace(
         verification=Verification(
             tf.reduce_sum(tf.cast(of_tasks < -TOLERANCE, tf.int32)),
             tf.constant(0),
@@ -63,7 +69,9 @@ def look_at(step: Step, found: Direction) -> Direction:
     )
 
 
-def along_verified(step: Step, max_corrections: int) -> Direction:
+def along_verified(
+    gradients: TaskGradients, weigh: Weigh, max_corrections: int
+) -> Direction:
     """A direction that no task's true gradient was found in conflict with.
 
     Starts from the Gram matrices of `Z` and of the encoder's last layer
@@ -76,32 +84,35 @@ def along_verified(step: Step, max_corrections: int) -> Direction:
     On several replicas, where no sum over them may depend on values, all
     `max_corrections + 1` products are made in every step.
     """
-    around = around_representation(step)
-    inside = encoder.indices(step.recording, step.variables)
-    shared = sorted({*inside, *around})
-    at_z = gram_of_representation(step, around)
-    last = encoder.last_layers(step.variables, inside, 1)
-    gram = _together(at_z, gram_of_layers(step, around, last))
+    check_representation(gradients)
+    inside = encoder_variables(gradients)
+    shared = sorted({*inside, *gradients.past_z})
+    at_z = gram_of_representation(gradients)
+    last = gram_of_layers(gradients, last_layers(gradients, 1))
 
     def advance(found: _Search) -> _Search:
-        task_weights = step.weigh(tf.cast(found.gram, tf.float32))
-        pulled = shared_gradients(step, around, task_weights)
+        task_weights = weigh(tf.cast(found.gram, tf.float32))
+        pulled = shared_gradients(gradients, task_weights)
         direction = [dense(pulled[i]) for i in shared]
-        p = derivatives(step, dict(zip(shared, direction, strict=True)))
+        p = derivatives(gradients, dict(zip(shared, direction, strict=True)))
         return found.after(task_weights, direction, p)
 
-    values = [step.variables[i].value for i in shared]
-    found = _Search.start(gram, values, max_corrections + 1)
     found = _repeat(
         lambda found: found.wants_more(max_corrections),
         advance,
-        found,
+        _Search.start(
+            _together(at_z, last),
+            [gradients.variables[i].value for i in shared],
+            max_corrections + 1,
+        ),
         max_corrections + 1,
     )
-    gradients: list[Gradient] = [None] * len(step.variables)
-    for i, gradient in zip(shared, found.direction, strict=True):
-        gradients[i] = gradient
-    direction = with_heads(step, gradients, found.task_weights, at_z)
+    direction = with_heads(
+        gradients,
+        dict(zip(shared, found.direction, strict=True)),
+        found.task_weights,
+        at_z,
+    )
     return direction._replace(verification=found.verification())
 
 
@@ -221,15 +232,17 @@ def _repeat(
     return state
 
 
-def derivatives(step: Step, direction: Mapping[int, Gradient]) -> tf.Tensor:
+def derivatives(
+    gradients: TaskGradients, direction: Mapping[int, Gradient]
+) -> tf.Tensor:
     """`p_t = <g_t, d>` of every task, `[m]`, float64.
 
     Args:
-        step: what the direction is made from.
+        gradients: the task gradients.
         direction: `{variable index: gradient}` of all shared variables, this
             replica's summand of them.
     """
-    m = step.num_tasks
+    m = gradients.num_tasks
     total = sum_over_replicas([dense(g) for g in direction.values()])
     # Of unit length, or half precision overflows.
     norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in total])
@@ -238,13 +251,17 @@ def derivatives(step: Step, direction: Mapping[int, Gradient]) -> tf.Tensor:
         i: tf.cast(tf.cast(g, tf.float32) / divisor, g.dtype)
         for i, g in zip(direction, total, strict=True)
     }
-    along_z = encoder.push_forward(
-        step.recording,
-        [step.variables[i].value for i in unit],
+    along_z = push_forward(
+        gradients.forward,
+        [gradients.variables[i].value for i in unit],
         list(unit.values()),
     )
-    pairs = list(zip(step.at_cut, along_z, strict=True)) + [
-        (stack(step.direct[i], m), g) for i, g in unit.items() if step.direct[i]
+    pairs = list(zip(gradients.at_z, along_z, strict=True)) + [
+        (rows.values, tf.gather(unit[i], rows.indices))
+        if isinstance(rows, TableRows)
+        else (rows, unit[i])
+        for i, rows in gradients.past_z.items()
+        if i in unit
     ]
     products = [
         tf.linalg.matvec(

@@ -1,0 +1,1 @@
+"""Replicas, workers and strategies. Knows nothing of tasks or weightings."""

@@ -1,4 +1,4 @@
-"""Training on several replicas: what they add up, and what Keras lacks there.
+"""Replicas: what they sum before a step, and what Keras lacks there.
 
 Each replica sees a part of the global batch. What is summed over all of them
 before the task weights are chosen makes them choose the same, so that `r`
@@ -12,12 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda.distribution.workers import (
-    SameStart,
-    check_same_steps,
-    has_workers,
-)
-from keras_mgda.training.optimizer_slots import has_option
+from keras_mgda.distribution.strategies import check_scope
+from keras_mgda.internals import moving_statistics
 
 
 def sum_over_replicas(value: Any) -> Any:
@@ -72,81 +68,6 @@ def share_overflow(gradients: list[Any]) -> list[Any]:
     ]
 
 
-class ReplicatedModel(keras.Model):
-    """A `keras.Model` that also trains where stock Keras fails on replicas.
-
-    Keras 3 fails under `MultiWorkerMirroredStrategy`, and with a first batch
-    that the replicas cannot share evenly. What cannot be mended from here is
-    refused by `compile`, or by `fit` before its first step.
-    """
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        with self.distribute_strategy.scope():  # for the optimizer it makes
-            super().compile(*args, **kwargs)
-        _check_supported(self)
-        _check_scope(self)
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if has_workers(self.distribute_strategy):
-            # The last one, when the others have loaded their checkpoints.
-            callbacks = [callbacks] if callbacks else []
-            callbacks = [
-                *keras.tree.flatten(callbacks),
-                SameStart(self._start),
-            ]
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
-        )
-
-    def _start(self) -> tuple[list[keras.Variable], Any]:
-        """What all workers must have in common: variables, and settings."""
-        return [*self.weights, *self.optimizer.variables], None
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        return self._for_reduction(super().test_step(data))
-
-    def _for_reduction(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """The logs of one replica, as `fit` can reduce them over the workers.
-
-        It takes the mean over the first axis there, which a scalar lacks.
-        """
-        if not has_workers(self.distribute_strategy):
-            return logs
-        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
-
-    def _maybe_symbolic_build(
-        self, iterator: Any = None, data_batch: Any = None, **kwargs: Any
-    ) -> None:
-        """Overrides a private method, the only place that can be mended.
-
-        To learn the shapes, Keras reduces the first batch to its mean over the
-        replicas. That fails if their parts differ in size, and with several
-        workers; the part of one replica has the same shapes. (Keras 3.5 to
-        3.15. One that does not call this any more has another way.)
-        """
-        strategy = self.distribute_strategy
-        if strategy.num_replicas_in_sync > 1 and iterator is not None:
-            if has_workers(strategy):
-                check_same_steps(strategy, iterator)
-            *_, batches = next(iter(iterator))  # after one step, or two
-            data_batch = keras.tree.map_structure(
-                lambda part: strategy.experimental_local_results(part)[0],
-                next(batches),
-            )
-            iterator = None
-        super()._maybe_symbolic_build(iterator, data_batch, **kwargs)
-
-
 def check_replica(model: keras.Model, x: Any) -> None:
     """Raises unless a replica can make its training step. Called by the step.
 
@@ -157,10 +78,10 @@ def check_replica(model: keras.Model, x: Any) -> None:
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return
-    _check_scope(model)
+    check_scope(model)
     first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
     # The statistics of no examples are NaN, and spread to all replicas.
-    if first.shape[0] is None and _moving_statistics(model):
+    if first.shape[0] is None and moving_statistics(model):
         empty = tf.cast(tf.shape(first)[0] == 0, tf.float32)
         tf.debugging.assert_equal(
             sum_over_replicas(empty),
@@ -179,7 +100,7 @@ def share_statistics(model: keras.Model) -> None:
     evaluation and checkpoints would take the first.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    statistics = _moving_statistics(model)
+    statistics = moving_statistics(model)
     if replicas == 1 or not statistics:
         return
     totals = sum_over_replicas([tf.identity(v.value) for v in statistics])
@@ -200,67 +121,3 @@ def without_collectives(place: str) -> Iterator[None]:
             "that does, as `BatchNormalization(synchronized=True)` is. Leave "
             "that out, or use `gradients='representation'`."
         ) from error
-
-
-def _moving_statistics(model: keras.Model) -> list[keras.Variable]:
-    """Those of batch normalization."""
-    return [
-        variable
-        for variable in model.non_trainable_variables
-        if variable.name in ("moving_mean", "moving_variance")
-    ]
-
-
-_SUPPORTED = {
-    f"tf.distribute.{name}": getattr(tf.distribute, name)
-    for name in (
-        "MirroredStrategy",
-        "MultiWorkerMirroredStrategy",
-        "OneDeviceStrategy",
-        "TPUStrategy",
-    )
-}
-
-
-def _check_supported(model: keras.Model) -> None:
-    strategy = model.distribute_strategy
-    with strategy.scope():
-        distributed = tf.distribute.has_strategy()
-    if distributed and not isinstance(strategy, tuple(_SUPPORTED.values())):
-        raise ValueError(
-            f"The strategy must be one of {', '.join(_SUPPORTED)}. "
-            f"Received: {type(strategy).__name__}, which Keras 3 does not "
-            "support. Take one of these."
-        )
-    if strategy.num_replicas_in_sync == 1:
-        return
-    unsupported = {
-        # A `TPUStrategy` compiles the step on its own account.
-        "jit_compile=True": model.jit_compile,
-        "steps_per_execution > 1": model.steps_per_execution > 1
-        and not isinstance(strategy, tf.distribute.TPUStrategy),
-    }
-    for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-        unsupported[option] = has_option(model.optimizer, option)
-    for option, received in unsupported.items():
-        if received:
-            raise ValueError(
-                f"{type(strategy).__name__} must train without {option}: "
-                "Keras 3 does not support the two together. "
-                f"Received: {option} with "
-                f"{strategy.num_replicas_in_sync} replicas. Leave it out."
-            )
-
-
-def _check_scope(model: keras.Model) -> None:
-    strategy = model.distribute_strategy
-    variables = [*model.variables, *getattr(model.optimizer, "variables", ())]
-    if strategy.num_replicas_in_sync > 1 and not all(
-        strategy.extended.variable_created_in_scope(variable.value)
-        for variable in variables
-    ):
-        raise ValueError(
-            "The model and its optimizer must be built under the strategy that "
-            f"trains them. Received: variables outside {strategy}. Build and "
-            "compile inside `with strategy.scope():`."
-        )

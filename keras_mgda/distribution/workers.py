@@ -25,41 +25,29 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
     return sum(map(cluster.num_tasks, cluster.jobs)) > 1
 
 
-def check_same_steps(strategy: tf.distribute.Strategy, iterator: Any) -> None:
-    """Raises unless all workers have equally many batches for an epoch.
-
-    Args:
-        strategy: of the workers.
-        iterator: Keras's epoch iterator.
-    """
-    numbers = (iterator.num_batches, iterator.data_adapter.num_batches)
-    of_workers = _gather(strategy, [-1 if n is None else n for n in numbers])
-    if _differ(of_workers):
-        batches = [None if n < 0 else n for n in of_workers.min(1).tolist()]
-        raise ValueError(
-            "All workers must have the same number of batches. Received: "
-            f"{batches}, in the order of the workers (`None`: unknown or "
-            "endless). Give all of them as many, or `repeat()` the data on "
-            "each and set `steps_per_epoch`."
-        )
-
-
 class SameStart(keras.callbacks.Callback):
-    """Raises unless all workers start to train from the same state.
+    """Raises unless all workers start to train alike.
 
-    Every worker would go on from its own: gradients are summed over the
-    workers, variables are not. To stand behind the callbacks that load them.
+    They need equally many batches, for they meet in every step. And they need
+    the same state: gradients are summed over the workers, variables are not. To
+    stand behind the callbacks that load them.
 
     Args:
         start: returns the variables that have to be the same, and a structure
             of settings, as JSON takes it.
+        num_batches: how many batches this worker's data fill, as far as that
+            is known, even if an epoch takes fewer.
     """
 
-    def __init__(self, start: Callable[[], tuple[Any, Any]]) -> None:
+    def __init__(
+        self, start: Callable[[], tuple[Any, Any]], num_batches: int | None
+    ) -> None:
         super().__init__()
         self._start = start
+        self._num_batches = num_batches
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._check_batches()
         variables, settings = self._start()
         digest = hashlib.sha256(json.dumps(settings).encode())
         for variable in variables:
@@ -77,6 +65,32 @@ class SameStart(keras.callbacks.Callback):
                 "same checkpoint, from a directory that all of them read and "
                 "the first one writes, and give random weightings a seed."
             )
+
+    def _check_batches(self) -> None:
+        numbers = (self.params["steps"], self._num_batches)
+        of_workers = _gather(
+            self.model.distribute_strategy,
+            [-1 if n is None else n for n in numbers],
+        )
+        if _differ(of_workers):
+            batches = [None if n < 0 else n for n in of_workers.min(1).tolist()]
+            raise ValueError(
+                "All workers must have the same number of batches. Received: "
+                f"{batches}, in the order of the workers (`None`: unknown or "
+                "endless). Give all of them as many, or `repeat()` the data on "
+                "each and set `steps_per_epoch`."
+            )
+
+
+def num_batches(x: Any, batch_size: int | None) -> int | None:
+    """How many batches the data of `fit` fill; `None` if that is not known."""
+    if isinstance(x, tf.data.Dataset):
+        size = int(x.cardinality())
+        return size if size >= 0 else None
+    if isinstance(x, keras.utils.PyDataset):
+        return x.num_batches
+    sizes = [len(a) for a in keras.tree.flatten(x) if hasattr(a, "__len__")]
+    return -(-sizes[0] // (batch_size or 32)) if sizes else None
 
 
 def _gather(

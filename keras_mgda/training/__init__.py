@@ -1,0 +1,1 @@
+"""Keras's side of a step: tasks and their losses, labels, and the update."""

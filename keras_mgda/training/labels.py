@@ -13,8 +13,10 @@ small gradients, to which MGDA would give a large weight.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
+from keras_mgda.internals import keras_mask
 from keras_mgda.training import tasks
 
 Marker = str | float | None
@@ -73,12 +75,12 @@ def find_labels(
         present.set_shape(y_pred.shape[:-1])
     mask = tf.cast(present, tf.float32)
     # Keras divides by the number of losses, or of those under its own mask.
-    keras_mask = getattr(y_pred, "_keras_mask", None)
+    mask_of_predictions = keras_mask(y_pred)
     divisor = tf.cast(tf.size(mask), tf.float32)
-    if keras_mask is not None:
-        keras_mask = tf.cast(keras_mask, tf.float32)
-        divisor = tf.reduce_sum(keras_mask)
-        mask *= _expanded(keras_mask, mask)
+    if mask_of_predictions is not None:
+        seen = tf.cast(mask_of_predictions, tf.float32)
+        divisor = tf.reduce_sum(seen)
+        mask *= _expanded(seen, mask)
     scaled = mask
     if sample_weight is not None:
         sample_weight = _expanded(tf.cast(sample_weight, tf.float32), mask)
@@ -112,29 +114,98 @@ def _expanded(weight: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tf.reshape(weight, tf.concat([tf.shape(weight), [1] * missing], 0))
 
 
-def find_all(
-    markers: Mapping[str, Marker], y: Any, y_pred: Any, sample_weight: Any
-) -> dict[str, Labelled]:
-    """`find_labels` for every task."""
-    labels, predictions = tasks.flatten(y), tasks.flatten(y_pred)
-    missing = [task for task in markers if task not in labels]
-    if missing:
-        raise ValueError(
-            "Labels must be a dict that names every task. Received: "
-            f"{list(labels)}, without {missing}. Fill in the value of "
-            "`unlabelled` where there are none."
-        )
-    weights = tasks.flatten(sample_weight)
-    common = weights.get("")  # one for all outputs
-    return {
-        task: find_labels(
-            tf.convert_to_tensor(labels[task]),
-            predictions[task],
-            weights.get(task, common),
-            marker,
-        )
-        for task, marker in markers.items()
-    }
+class Labels:
+    """Finds the labels of a batch, by what `compile(unlabelled=...)` says.
+
+    Args:
+        markers: `{task: the value of a missing label}`, see `find_labels`.
+    """
+
+    def __init__(self, markers: Mapping[str, Marker]) -> None:
+        self.markers = markers
+
+    def find(
+        self, y: Any, y_pred: Any, sample_weight: Any
+    ) -> dict[str, Labelled]:
+        """`find_labels` for every task whose labels may be missing.
+
+        Those of a task with the marker `None` are, where sample weights are
+        given. Without them its loss stays as it is, one over the whole batch
+        included.
+        """
+        labels, predictions = tasks.flatten(y), tasks.flatten(y_pred)
+        missing = [task for task in self.markers if task not in labels]
+        if missing:
+            raise ValueError(
+                "Labels must be a dict that names every task. Received: "
+                f"{list(labels)}, without {missing}. Fill in the value of "
+                "`unlabelled` where there are none."
+            )
+        weights = tasks.flatten(sample_weight)
+        common = weights.get("")  # one for all outputs
+        found = {}
+        for task, marker in self.markers.items():
+            weight = weights.get(task, common)
+            if marker is not None or weight is not None:
+                found[task] = find_labels(
+                    tf.convert_to_tensor(labels[task]),
+                    predictions[task],
+                    weight,
+                    marker,
+                )
+        return found
+
+    def counts(
+        self, labels: Mapping[str, Labelled], y_pred: Any
+    ) -> dict[str, tf.Tensor]:
+        """`{task: []}`: how many labels a task has, or examples without."""
+        predictions = tasks.flatten(y_pred)
+        return {
+            task: labels[task].count
+            if task in labels
+            else tf.cast(tf.shape(predictions[task])[0], tf.float32)
+            for task in self.markers
+        }
+
+    def check_metrics(self, metrics: Any, y: Any, y_pred: Any) -> None:
+        """Raises unless metric functions have a value for each example.
+
+        A mean that a function takes itself counts what is not labelled, too.
+        """
+        labels, predictions = tasks.flatten(y), tasks.flatten(y_pred)
+        for task, of_task in tasks.flatten(metrics).items():
+            for metric in keras.tree.flatten(of_task):
+                if (
+                    task not in self.markers
+                    or isinstance(metric, (str, keras.metrics.Metric))
+                    or not callable(metric)
+                ):
+                    continue
+                value = keras.ops.convert_to_tensor(
+                    metric(
+                        tf.convert_to_tensor(labels[task]), predictions[task]
+                    )
+                )
+                if not len(value.shape):
+                    raise ValueError(
+                        "With `unlabelled`, a metric function must return a "
+                        "value for each example. Received: "
+                        f"'{getattr(metric, '__name__', metric)}' of task "
+                        f"'{task}', which returns a scalar. Leave its mean "
+                        "out, or write a `keras.metrics.Metric`."
+                    )
+
+
+def with_zeros(y: Any, labels: Mapping[str, Labelled]) -> Any:
+    """The same labels, with zero for those that are missing."""
+    return tasks.map_named(
+        lambda name, given: labels[name].y_true if name in labels else given, y
+    )
+
+
+def in_structure(structure: Any, by_name: Mapping[str, Any]) -> Any:
+    """The values in this structure, `None` where there are none."""
+    return tasks.map_named(lambda name, _: by_name.get(name), structure)
 
 
 def markers_by_task(
@@ -156,14 +227,3 @@ def markers_by_task(
             f"Received: {unlabelled!r} for the tasks {list(task_names)}."
         )
     return markers
-
-
-def check_reductions(losses: Mapping[str, Any]) -> None:
-    for task, loss in losses.items():
-        reduction = getattr(loss, "reduction", "sum_over_batch_size")
-        if reduction not in ("sum_over_batch_size", "mean"):
-            raise ValueError(
-                "With `unlabelled`, a loss must have the reduction "
-                "'sum_over_batch_size', which becomes the mean over the "
-                f"labelled examples. Received: {reduction!r} for task '{task}'."
-            )

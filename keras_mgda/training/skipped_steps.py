@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_mgda.descent.directions import Direction
+from keras_mgda.descent.forward import ForwardPass
+from keras_mgda.descent.readers import Readers, losses
 from keras_mgda.distribution.replicas import sum_over_replicas
 
 
@@ -30,14 +32,14 @@ class SkippedSteps:
         self._without_labels.assign_add(tf.cast(happened, tf.int32))
 
     def add_overflow(
-        self, task_losses: Sequence[list[tf.Tensor]], direction: Direction
+        self, forward: ForwardPass, direction: Direction, readers: Readers
     ) -> None:
         """Notes a step, if a `LossScaleOptimizer` skips it, and whose fault.
 
         A task's, if its loss, its row of the Gram matrix or the gradient of
         its head is not finite; the encoder's, if that is so of no task.
         """
-        at_place, skipped = _overflown(task_losses, direction)
+        at_place, skipped = _overflown(losses(forward), direction, readers)
         self._overflown.assign_add(tf.cast(skipped, tf.int32))
         self._at_place.assign_add(tf.cast(skipped & at_place, tf.int32))
 
@@ -72,7 +74,9 @@ def _counter(shape: Sequence[int]) -> tf.Variable:
 
 
 def _overflown(
-    task_losses: Sequence[list[tf.Tensor]], direction: Direction
+    task_losses: Sequence[list[tf.Tensor]],
+    direction: Direction,
+    readers: Readers,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Where some replica has values that are not finite.
 
@@ -81,11 +85,10 @@ def _overflown(
         gradient is not finite.
     """
     m = len(task_losses)
+    owners = map(readers.owner, range(len(direction.gradients)))
     owned = [
         (m if owner is None else owner, gradient)
-        for gradient, owner in zip(
-            direction.gradients, direction.owners, strict=True
-        )
+        for gradient, owner in zip(direction.gradients, owners, strict=True)
         if gradient is not None
     ]
     computed = [
@@ -97,8 +100,10 @@ def _overflown(
     skipped = tf.reduce_sum(counts[len(computed) :], keepdims=True)
     counts = sum_over_replicas(tf.concat([at_place, skipped], 0))
     found = counts > 0
-    squared_norms = tf.linalg.diag_part(direction.gram)
-    of_tasks = found[:m] | ~tf.math.is_finite(squared_norms)
+    of_tasks = found[:m]
+    if direction.gram is not None:
+        squared_norms = tf.linalg.diag_part(direction.gram)
+        of_tasks |= ~tf.math.is_finite(squared_norms)
     encoder = found[m] & ~tf.reduce_any(of_tasks)
     return tf.concat([of_tasks, encoder[None]], 0), found[m + 1]
 

@@ -1,15 +1,19 @@
 """A task's loss, which tells the training step its value."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_mgda.descent import forward as recording
+from keras_mgda.descent.forward import current_forward_pass
+from keras_mgda.internals import FunctionLoss
 
-# The class in which Keras wraps a loss that is a function. It is not exported
-# by name, but the losses that are derive from it.
-_FunctionLoss = keras.losses.MeanSquaredError.__base__
+_collected: ContextVar[dict[str, list[tf.Tensor]] | None] = ContextVar(
+    "keras_mgda_task_losses", default=None
+)
 
 
 class TaskLoss(keras.losses.Loss):
@@ -40,7 +44,8 @@ class TaskLoss(keras.losses.Loss):
         loss = self.loss
         if _by_shape(loss):
             loss = _crossentropy(y_true, y_pred)
-        if self.partly_labelled:
+        if self.partly_labelled and sample_weight is not None:
+            check_reduction(self.task, loss)
             self._check_values(loss, y_true, y_pred, sample_weight)
         value = loss(y_true, y_pred, sample_weight)
         if len(value.shape):
@@ -50,8 +55,13 @@ class TaskLoss(keras.losses.Loss):
                 f"{tuple(value.shape)}. Reduce it, as with "
                 "`reduction='sum_over_batch_size'`."
             )
-        step = recording.current()
-        return value if step is None else step.mark_task_loss(self.task, value)
+        collected = _collected.get()
+        if collected is not None:
+            collected.setdefault(self.task, []).append(value)
+        forward = current_forward_pass()
+        if forward is None:
+            return value
+        return forward.mark_task_loss(self.task, value)
 
     def _check_values(
         self, loss: keras.losses.Loss, y_true: Any, y_pred: Any, weight: Any
@@ -72,6 +82,30 @@ class TaskLoss(keras.losses.Loss):
                 f"'{self.task}', whose values have the shape {shape}. Take the "
                 "mean over the last axis of the predictions alone."
             )
+
+
+@contextlib.contextmanager
+def collected_losses() -> Iterator[Mapping[str, list[tf.Tensor]]]:
+    """`{task: values}` of the losses that are computed in this block."""
+    collected: dict[str, list[tf.Tensor]] = {}
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
+
+
+def check_reduction(task: str, loss: Any) -> None:
+    """Raises a `ValueError` unless a loss is a mean over its examples."""
+    reduction = getattr(loss, "reduction", "sum_over_batch_size")
+    if reduction not in ("sum_over_batch_size", "mean"):
+        raise ValueError(
+            "With `unlabelled`, a loss must have the reduction "
+            "'sum_over_batch_size', which becomes the mean over the "
+            f"labelled examples. Received: {reduction!r} for task '{task}'. "
+            "Change it, or give the task the value `None` in `unlabelled` and "
+            "no sample weights, if all of its labels are there."
+        )
 
 
 def _by_shape(loss: Any) -> bool:
@@ -97,4 +131,4 @@ def _as_loss(loss: Any) -> keras.losses.Loss:
         values = keras.ops.convert_to_tensor(resolved(y_true, y_pred))
         return values if len(values.shape) else values[None]
 
-    return _FunctionLoss(of_examples, name="loss")
+    return FunctionLoss(of_examples, name="loss")

@@ -61,7 +61,7 @@ def of_loss(loss: Any) -> dict[str, Any]:
     }
 
 
-def record_values(
+def with_notes(
     loss: Mapping[str, Any], partly_labelled: bool = False
 ) -> dict[str, Any]:
     """The same losses, each telling the training step its value."""

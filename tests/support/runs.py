@@ -1,7 +1,6 @@
 """Training runs that must not depend on the number of replicas they are on."""
 
 import functools
-import itertools
 from typing import NamedTuple
 
 import keras
@@ -19,10 +18,19 @@ WEIGHTINGS = {
     "mgda loss+": weightings.MGDA("loss+"),
     "uniform": weightings.Uniform(),
     "fixed": weightings.Fixed({"a": 0.1, "b": 0.2, "c": 0.3}),
+    "fixed by schedule": weightings.Fixed(
+        {
+            "a": 0.1,
+            "b": keras.optimizers.schedules.PolynomialDecay(0.0, 20, 1.0),
+            "c": 0.3,
+        }
+    ),
     "aligned_mtl": weightings.AlignedMTL(),
     "cagrad": weightings.CAGrad(),
     "config": weightings.ConFIG(),
+    "cosmos": weightings.COSMOS(),
     "cr_mogm": weightings.CRMOGM(),
+    "db_mtl": weightings.DBMTL(),
     "dualproj": weightings.DualProj({"a": 1.0, "b": 0.5, "c": 0.0}),
     "dwa": weightings.DWA(period=4),
     "edm": weightings.EDM(),
@@ -32,7 +40,10 @@ WEIGHTINGS = {
     "gradnorm": weightings.GradNorm(),
     "gradvac": weightings.GradVac(seed=0),
     "imtl_g": weightings.IMTLG(),
+    "imtl_l": weightings.IMTLL(),
     "nash_mtl": weightings.NashMTL(),
+    "normalized": weightings.Normalized(weightings.UPGrad(), "loss"),
+    "pbi": weightings.PBI(),
     "pcgrad": weightings.PCGrad(seed=0),
     "random": weightings.Random(seed=0),
     "stch": weightings.STCH(),
@@ -40,10 +51,17 @@ WEIGHTINGS = {
     "upgrad": weightings.UPGrad(),
 }
 MODES = ("representation", "parameters")
-CASES = list(itertools.product(WEIGHTINGS, MODES))
 # For what takes long: the others differ from these in their weighting only.
 PLAIN_CASES = [
-    case for case in CASES if case[0].startswith("mgda") or case[0] == "uniform"
+    (weighting, mode)
+    for weighting in WEIGHTINGS
+    if weighting.startswith("mgda") or weighting == "uniform"
+    for mode in MODES
+]
+CASES = PLAIN_CASES + [
+    (weighting, "representation")
+    for weighting in WEIGHTINGS
+    if (weighting, "representation") not in PLAIN_CASES
 ]
 LOSSES = {
     "a": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -143,6 +161,23 @@ def of_case(case, strategy=None):
 
 
 of_case_on_one = functools.cache(of_case)
+
+
+def traced_step(case, **compile_args):
+    """The whole step for a batch of known size, as `jit_compile` runs it."""
+    weighting, gradients = case
+    model = compiled(
+        of_encoder=(layers.BatchNormalization, lambda: layers.Dropout(0.3)),
+        weighting=WEIGHTINGS[weighting],
+        gradients=gradients,
+        metrics={"a": "accuracy"},
+        run_eagerly=True,
+        **compile_args,
+    )
+    batch = keras.tree.map_structure(tf.constant, data(BATCH_SIZE))
+    model.train_on_batch(*batch)  # makes all variables
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    return step, batch
 
 
 def fit(model, **fit_args):

@@ -119,7 +119,7 @@ def test_several_tasks_are_counted_apart():
     assert "in 2 for task 'a', in 1 for task 'c'." in message
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "famo"])
+@pytest.mark.parametrize("weighting", ["uniform", "dwa"])
 def test_whatever_the_weighting_looks_at(weighting):
     model = compiled(weighting=weighting, run_eagerly=True)
     x, y = data()
@@ -137,6 +137,7 @@ def test_it_is_told_once_and_not_without_need():
     assert warnings_of(model, *data()) == []
 
 
+@pytest.mark.slow
 def test_a_replica_that_overflows_is_heard(strategy):
     model = compiled(scope=strategy.scope)
     x, y = data()
