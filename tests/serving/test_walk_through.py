@@ -11,13 +11,15 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import model_server
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from examples import serve, two_digits
 from keras_mgda import serving
 from tests.support.processes import free_ports
+from tests.support.serving.running import model_server
+
+pytestmark = pytest.mark.slow
 
 OUTPUTS = {
     "serving_default": {"left", "right"},
