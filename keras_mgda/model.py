@@ -43,6 +43,7 @@ from keras_mgda.training.labels import (
 from keras_mgda.training.loss_logs import LossLogs, loss_weights_by_task
 from keras_mgda.training.task_losses import check_reduction, collected_losses
 from keras_mgda.training.update import Update, skips_overflow
+from keras_mgda.weightings import Weighting
 
 _logger = logging.getLogger(__name__)
 
@@ -267,6 +268,12 @@ class MGDAModel(keras.Model):
         """The tasks, in the order in which `loss` names them."""
         self._require_compiled()
         return list(self._task_names)
+
+    @property
+    def weighting(self) -> Weighting:
+        """The weighting of this model, of its own state."""
+        self._require_compiled()
+        return self._descent.weighting
 
     @property
     def task_weights(self) -> dict[str, float]:

@@ -131,6 +131,11 @@ class Fixed(Weighting):
             if one._task_names:
                 one._state.assign("task_weights", _floats(one._in_order()))
 
+    def current(self) -> list[Any]:
+        """The weights in the order of the tasks, once these are known."""
+        self._given = self._current()
+        return self._in_order()
+
     def build(self, task_names: Sequence[str]) -> None:
         TaskNumbers(_numbers(self._current()), "Fixed task weights").in_order(
             task_names
