@@ -40,6 +40,9 @@ def non_negative_minimum(
     column has `u` on the support and `r` elsewhere, each for `u_t = 0`; its
     column `t` has the rates at which these and `r_t` fall as `u_t` grows.
 
+    From `_LARGE` unknowns on the pivots are the same, but as long as unknowns
+    join, those of a block reach the tableau together, by a product of matrices.
+
     Args:
         M: `[m, m]`, float64, symmetric, of diagonal near one; the program must
             be bounded. Positive semidefinite, but for rounding.

@@ -284,7 +284,7 @@ class PBI(Weighting):
         aside = above - tf.tensordot(above, e, 1) * e
         # What is left of it on the ray is rounding.
         on_ray = tf.norm(aside) <= 1e-9 * tf.norm(above)
-        aside = tf.where(on_ray, 0, _of_length_one(aside))
+        aside = tf.where(on_ray, tf.zeros_like(aside), _of_length_one(aside))
         return _task_weights(e + self.theta * aside, L)
 
     def get_config(self) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_a_step_that_is_not_finite_is_not_remembered(name, options):
     before = state(model)
     assert all(np.isfinite(values).all() for values in before)
     model.train_on_batch(x, {**y, "b": np.full_like(y["b"], np.nan)})
-    if name == "random":
+    if name in ("random", "fixed by schedule"):
         return  # which looks at nothing
     assert np.isnan(list(model.task_weights.values())).all()
     for a, b in zip(state(model), before, strict=True):
