@@ -286,7 +286,7 @@ def test_a_trained_model_of_ours_is_served(tmp_path):
     model.compile(
         "adam",
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=True,
+        run_eagerly=True,
     )
     rows = {"image": normal(16, 6, 6, 1)}
     classes = np.arange(16) % 3
@@ -312,7 +312,7 @@ def test_keras_can_load_it_as_a_layer(tmp_path):
 
 def test_the_model_is_left_as_it_was(tmp_path):
     model, rows = mlp()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     before = [variable.numpy() for variable in model.variables]
     keras_mgda.export_saved_model(model, tmp_path)
     for variable, value in zip(model.variables, before, strict=True):
