@@ -96,9 +96,9 @@ def split_by_tasks(
     answered = {**outputs, _OTHERS: others} if others else outputs
     needed_by = _needed_by(graph, answered)
     _add_guards(needed_by, graph, definition, frozenset(answered), captures)
-    needed_by = {op: tasks - {_OTHERS} for op, tasks in needed_by.items()}
     members = defaultdict(list)
     for operation in graph.get_operations():
+        needed_by[operation] -= {_OTHERS}
         if needed_by[operation] and operation.type not in _WITHOUT_BLOCK:
             members[needed_by[operation]].append(operation)
     wanted = {tensor.name for tensors in outputs.values() for tensor in tensors}
