@@ -15,6 +15,7 @@ from keras_mgda.serving import warmup
 from keras_mgda.serving.operations import reached
 from tests.support.serving.served_models import (
     MODELS,
+    PARAMETERS,
     Function,
     answers_of,
     ask,
@@ -125,7 +126,7 @@ def test_a_model_that_wants_more_of_a_row_gets_real_ones(refused, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_weights_are_stored_once(name, published):
     model, _, written = published(name)
     size = sum(variable.numpy().nbytes for variable in model.variables)
