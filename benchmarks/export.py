@@ -137,7 +137,7 @@ def blocks(answers, specs):
 
 def pruned(answers, specs):
     whole = tf.compat.v1.wrap_function(
-        lambda *tensors: answers(dict(zip(specs, tensors, strict=True))),
+        lambda *tensors: answers(dict(zip(specs, tensors, strict=True)))[0],
         list(specs.values()),
     )
     outputs = whole.structured_outputs
@@ -155,7 +155,7 @@ def pruned(answers, specs):
 def traced(answers, specs):
     def function(tasks):
         def signature(*tensors):
-            found = answers(dict(zip(specs, tensors, strict=True)))
+            found, _ = answers(dict(zip(specs, tensors, strict=True)))
             return {task: found[task][task] for task in tasks}
 
         return tf.function(signature, autograph=False).get_concrete_function(
@@ -167,7 +167,7 @@ def traced(answers, specs):
 
 def every_task(answers, specs):
     rows = {n: tf.zeros([1, *s.shape[1:]], s.dtype) for n, s in specs.items()}
-    return list(answers(rows))
+    return list(answers(rows)[0])
 
 
 def of_signatures(function, tasks):

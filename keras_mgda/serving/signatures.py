@@ -20,6 +20,11 @@ from keras_mgda.serving.inputs import Inputs, float32, served_names
 
 DEFAULT = "serving_default"
 
+# What Keras and TensorFlow put before an error's own first line.
+_AROUND = re.compile(
+    "Exception encountered|Graph execution error|Detected at|in user code"
+)
+
 # `{task: {output: tensor}}`: what is served for each task.
 Answers = dict[str, dict[str, tf.Tensor]]
 
@@ -61,10 +66,6 @@ class TracedModel:
     blocks: list[task_graph.Block]
     variables: list[tf.Variable]
     resources: list[Any]
-
-
-# What Keras and TensorFlow put before an error's own first line.
-_AROUND = re.compile("Exception encountered|Graph execution error|Detected at")
 
 
 def forward(

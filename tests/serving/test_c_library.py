@@ -24,13 +24,15 @@ def test_every_signature_answers_as_keras(name, published, ask_c_library):
             requests.append((signature, served(some, declared.inputs)))
             expected.append(served(answers, declared.outputs))
     found = ask_c_library(written.path, requests)
+    # A graph rounds in other places: float16 keeps eleven bits of a number.
+    rounding = 2.0**-10 if name == "mixed_float16" else 1e-6
     for request, answer, right in zip(requests, found, expected, strict=True):
         assert isinstance(answer, dict), (request[0], answer)
         assert answer.keys() == right.keys()
         for key, array in right.items():
             assert answer[key].dtype == np.float32
             np.testing.assert_allclose(
-                answer[key], array, rtol=1e-6, atol=1e-6, err_msg=key
+                answer[key], array, rtol=rounding, atol=1e-6, err_msg=key
             )
 
 

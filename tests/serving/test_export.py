@@ -15,6 +15,7 @@ from keras_mgda.serving import warmup
 from keras_mgda.serving.operations import reached
 from tests.support.serving.served_models import (
     MODELS,
+    PARAMETERS,
     Function,
     answers_of,
     ask,
@@ -125,7 +126,7 @@ def test_a_model_that_wants_more_of_a_row_gets_real_ones(refused, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_weights_are_stored_once(name, published):
     model, _, written = published(name)
     size = sum(variable.numpy().nbytes for variable in model.variables)
@@ -286,7 +287,7 @@ def test_a_trained_model_of_ours_is_served(tmp_path):
     model.compile(
         "adam",
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=True,
+        run_eagerly=True,
     )
     rows = {"image": normal(16, 6, 6, 1)}
     classes = np.arange(16) % 3
@@ -312,7 +313,7 @@ def test_keras_can_load_it_as_a_layer(tmp_path):
 
 def test_the_model_is_left_as_it_was(tmp_path):
     model, rows = mlp()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     before = [variable.numpy() for variable in model.variables]
     keras_mgda.export_saved_model(model, tmp_path)
     for variable, value in zip(model.variables, before, strict=True):

@@ -68,17 +68,33 @@ def test_grpc_answers_as_keras(name, server, published):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rest_answers_every_warm_up_request(name, server, published):
+    """By columns, and by rows as docs/serving.md asks."""
     url = f"http://127.0.0.1:{server['rest']}/v1/models/{name}:predict"
     written = published(name)[-1]
     requests = warmup.read(written.path / warmup.PATH)
     for body, request in zip(bodies(written.path), requests, strict=True):
-        with urllib.request.urlopen(url, json.dumps(body).encode()) as found:
-            outputs = json.load(found)["outputs"]
-        if len(request.answer) == 1:  # TensorFlow Serving drops its name.
-            outputs = {next(iter(request.answer)): outputs}
-        assert outputs.keys() == request.answer.keys()
+        alone = len(request.answer) == 1  # TensorFlow Serving drops its name.
+        columns = ask_rest(url, body)["outputs"]
+        if alone:
+            columns = {next(iter(request.answer)): columns}
+        assert columns.keys() == request.answer.keys()
         for key, expected in request.answer.items():
-            np.testing.assert_allclose(outputs[key], expected, atol=1e-5)
+            np.testing.assert_allclose(columns[key], expected, atol=1e-5)
+        inputs = body.pop("inputs")
+        rows = [
+            dict(zip(inputs, row, strict=True))
+            for row in zip(*inputs.values(), strict=True)
+        ]
+        if len(inputs) == 1:  # The values of a single input are given bare.
+            rows = next(iter(inputs.values()))
+        found = ask_rest(url, {**body, "instances": rows})["predictions"]
+        for key, column in columns.items():
+            assert [row if alone else row[key] for row in found] == column
+
+
+def ask_rest(url, body):
+    with urllib.request.urlopen(url, json.dumps(body).encode()) as found:
+        return json.load(found)
 
 
 def test_a_signature_can_be_filtered_by_outputs(server):

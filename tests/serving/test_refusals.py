@@ -29,7 +29,6 @@ def test_a_model_compiled_with_xla_is_served(tmp_path):
     model, rows = mlp()
     model.compile("adam", loss="mse", jit_compile=True)
     model.fit(rows["features"], answers_of(model, rows), verbose=0)
-    model.predict(rows["features"], verbose=0)
     assert keras_mgda.export_saved_model(model, tmp_path)
 
 

@@ -57,7 +57,7 @@ def real(model_name, request):
     return log
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(names, requests)
 def test_the_real_messages_parse_what_is_written(model_name, request):
     log = prediction_log_pb2.PredictionLog.FromString(
@@ -75,7 +75,7 @@ def test_the_real_messages_parse_what_is_written(model_name, request):
         same({k: tf.make_ndarray(v) for k, v in found.items()}, expected)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(names, requests)
 def test_what_the_real_messages_write_is_read(model_name, request):
     record = real(model_name, request).SerializeToString()

@@ -9,6 +9,8 @@ import base64
 import json
 import sys
 
+import numpy as np
+
 from keras_mgda import serving
 from keras_mgda.serving import warmup
 
@@ -19,12 +21,12 @@ def bodies(path):
         yield {"signature_name": request.signature, "inputs": inputs}
 
 
-def to_json(array):
-    if array.dtype != object:
-        return array.tolist()
-    if array.ndim:
-        return [to_json(part) for part in array]
-    return {"b64": base64.b64encode(array.item()).decode()}
+def to_json(values):
+    if isinstance(values, bytes):
+        return {"b64": base64.b64encode(values).decode()}
+    if isinstance(values, np.ndarray | list):
+        return [to_json(part) for part in values]
+    return values.item()
 
 
 if __name__ == "__main__":

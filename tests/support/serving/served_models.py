@@ -6,6 +6,7 @@ weights are random, with biases and statistics that are not their defaults.
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
@@ -207,6 +208,18 @@ MODELS = {
         odd_names,
     )
 }
+
+
+# Recurrent ones take the time of several others to trace.
+PARAMETERS = [
+    pytest.param(
+        name,
+        marks=[pytest.mark.slow]
+        if name in ("subclassed_dict", "masked_sequence")
+        else [],
+    )
+    for name in MODELS
+]
 
 
 def answers_of(model, rows):
