@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow test-all lint wheel clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,21 +18,35 @@ $(VENV)/ready-for-tests: $(VENV)/ready
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/python examples/multi_mnist.py
-	$(BIN)/python examples/serve.py
+	$(BIN)/python -m examples.multi_mnist
+	$(BIN)/python -m examples.serve
 
-# In two parts: XLA keeps memory mapped for all that it compiles, and Linux lets
-# a process have 65530 maps.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
+# The mathematics and the conformance with Keras, within six minutes.
 test: lint
-	$(PYTEST) tests/serving tests/test_[a-m]*.py
-	$(PYTEST) tests/test_[n-z]*.py
+	$(PYTEST)
+
+# What `make test` leaves out: whole matrices, replicas, workers, processes, the
+# C loader and the long runs of the examples.
+test-slow: $(VENV)/ready-for-tests
+	$(PYTEST) -m slow
+
+test-all: lint
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Builds the wheel, and uses it where neither this folder nor what tests need is.
+wheel:
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/wheel/venv/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[cpu]"
+	cd build/wheel && venv/bin/python -I ../../.ci/wheel.py
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build

@@ -5,7 +5,10 @@ representation `Z [b, d]`, `n` shared parameters, `G [m, m]` the Gram matrix of
 the task gradients, `w [m]` the task weights.
 """
 
+import importlib as _importlib
+import importlib.metadata as _metadata
 import importlib.util as _importlib_util
+import typing as _typing
 
 if _importlib_util.find_spec("tensorflow") is None:
     raise ImportError(
@@ -29,13 +32,17 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import callbacks, datasets, pareto, serving, weightings
-from keras_mgda.fork import GradientFork
-from keras_mgda.layers import SharedRepresentation
+from keras_mgda import callbacks, datasets, pareto, weightings
+from keras_mgda.layers import GradientFork, SharedRepresentation
 from keras_mgda.linalg.gram import gram_matrix
 from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
-from keras_mgda.serving.export import export_saved_model
+
+if _typing.TYPE_CHECKING:
+    from keras_mgda import serving
+    from keras_mgda.serving.export import export_saved_model
+
+__version__ = _metadata.version("keras_mgda")
 
 __all__ = [
     "GradientFork",
@@ -51,3 +58,20 @@ __all__ = [
     "serving",
     "weightings",
 ]
+
+# Loaded when they are asked for: training needs none of it.
+_LAZY = {
+    "serving": "keras_mgda.serving",
+    "export_saved_model": "keras_mgda.serving.export",
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'keras_mgda' has no attribute {name!r}")
+    module = _importlib.import_module(_LAZY[name])
+    return module if name == "serving" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,8 @@ Keras 3.10 to 3.15 and TensorFlow 2.18 to 2.21.
 """
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +19,65 @@ _some_output = keras.layers.Identity(name="output")(_some_input)
 # What `keras.Model(inputs, outputs)` is: Keras exports no name of it. Can go
 # when it does.
 Functional = type(keras.Model(_some_input, _some_output, name="model"))
+
+
+class ExchangingFunctional(Functional):  # type: ignore[misc, valid-type]
+    """A functional model that can run others in place of its own layers.
+
+    Keras asks for each layer by the argument `operation_fn` of the private
+    method by which it runs the graph, as its own `clone_model` does. Can go
+    when `call` takes such a function.
+    """
+
+    def exchanged(self, operation: Any) -> Any:
+        """What to run in place of a layer, or another operation."""
+        return operation
+
+    def _run_through_graph(
+        self,
+        inputs: Any,
+        operation_fn: Callable[[Any], Any] = lambda operation: operation,
+        **kwargs: Any,
+    ) -> Any:
+        return super()._run_through_graph(
+            inputs,
+            lambda operation: operation_fn(self.exchanged(operation)),
+            **kwargs,
+        )
+
+
+def nodes(model: keras.Model) -> list[Any]:
+    """What Keras notes of each call in the graph of a functional model.
+
+    Each stands before those that read of it; of equal depth they are in the
+    order of the layers. A node has `operation`, `arguments`, `input_tensors`,
+    `outputs`. Can go when Keras documents its graphs.
+    """
+    order = {id(operation): k for k, operation in enumerate(model.operations)}
+    return [
+        node
+        for _, of_depth in sorted(model._nodes_by_depth.items(), reverse=True)
+        for node in sorted(of_depth, key=lambda n: order[id(n.operation)])
+        if not node.is_input
+    ]
+
+
+def maker(symbol: keras.KerasTensor) -> Any:
+    """The layer, or other operation, that a symbolic tensor comes from."""
+    return symbol._keras_history.operation
+
+
+def variables_unfrozen(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """What a layer trains, or would if neither it nor a part was frozen.
+
+    `trainable_variables` is empty for what is frozen.
+    """
+    return [
+        variable
+        for part in layer._flatten_layers()
+        for variable in part._trainable_variables
+    ]
+
 
 # The class in which Keras wraps a loss that is a function. It is not exported,
 # but the losses that are derive from it. Can go when it is exported.
@@ -62,6 +122,18 @@ def keras_mask(tensor: tf.Tensor) -> tf.Tensor | None:
 def flatten_logs(model: keras.Model, logs: Mapping[str, Any]) -> Any:
     """The list that `train_on_batch` returns for these logs."""
     return model._flatten_metrics_in_order(dict(logs))
+
+
+def is_no_gradient(gradient: tf.Tensor) -> bool:
+    """Whether this stands for a gradient that there is not.
+
+    TensorFlow hands zeros to a custom gradient for an output that nothing
+    reads. Only a graph tells how these were made. Can go when `None` is handed
+    on.
+    """
+    if tf.executing_eagerly() or not hasattr(gradient, "op"):
+        return False
+    return gradient.op.type in ("ZerosLike", "Zeros", "Fill", "Const")
 
 
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
@@ -143,3 +215,24 @@ def _prefixes(name: str) -> Iterator[str]:
     while "_" in name:
         name = name.rpartition("_")[0]
         yield name
+
+
+def _gradient_of_update_slice(operation: Any, dy: tf.Tensor) -> list[Any]:
+    """Of the input and of the update: what was not overwritten, and what was.
+
+    XLA differentiates `tf.slice` by this operation, which has no gradient of
+    its own, so that what slices, as position embeddings do, would have no
+    second derivative under XLA. Can go when TensorFlow registers one.
+    """
+    _, update, start = operation.inputs
+    inside = tf.ones([], tf.bool)
+    for axis, size in enumerate(update.shape):
+        place = tf.range(dy.shape[axis], dtype=start.dtype) - start[axis]
+        of_axis = [-1 if k == axis else 1 for k in range(dy.shape.rank)]
+        inside &= tf.reshape((place >= 0) & (place < size), of_axis)
+    kept = tf.where(inside, tf.zeros_like(dy), dy)
+    return [kept, tf.slice(dy, start, update.shape), None]
+
+
+with contextlib.suppress(KeyError):  # TensorFlow has one by now
+    tf.RegisterGradient("XlaDynamicUpdateSlice")(_gradient_of_update_slice)

@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda import cut
 from keras_mgda.descent.descent import Descent, Gradients
 from keras_mgda.descent.forward import current_forward_pass, record_forward_pass
+from keras_mgda.description import describe
 from keras_mgda.distribution.replicas import (
     check_replica,
     num_replicas,
@@ -25,7 +25,7 @@ from keras_mgda.distribution.workers import (
     has_workers,
     num_batches,
 )
-from keras_mgda.functional import is_functional
+from keras_mgda.functional import MarkedFunctional, is_functional, mark
 from keras_mgda.internals import (
     Functional,
     flatten_logs,
@@ -102,7 +102,7 @@ class MGDAModel(keras.Model):
                 "`dict(zip(task_names, outputs))`."
             )
         put_functional_bases(type(self), MGDAModel, FunctionalMGDAModel)
-        Functional.__init__(self, *args, **kwargs)
+        MarkedFunctional.__init__(self, *args, **kwargs)
 
     @classmethod
     def from_model(
@@ -131,10 +131,9 @@ class MGDAModel(keras.Model):
         ... )
         >>> model = keras_mgda.MGDAModel.from_model(plain)
         """
-        marked, places = cut.mark(model, shared)
-        if shared is None:
-            _logger.info("Shared representation: %s.", ", ".join(places))
-        return cls(marked.input, marked.output, name=model.name)
+        marked = mark(model, shared)
+        _logger.info("Shared representation: %s.", marked.cut)
+        return cls(marked.inputs, marked.outputs, name=model.name)
 
     def compile(
         self,
@@ -275,6 +274,24 @@ class MGDAModel(keras.Model):
         self._require_compiled()
         values = self._descent.task_weights.numpy().tolist()
         return dict(zip(self._task_names, values, strict=True))
+
+    def describe(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Prints which layers the tasks share, and what a step looks at.
+
+        For each part of a functional model: its role, its variables, and the
+        tasks that read it; then the tensors of the shared representation, and
+        for a compiled model how many backward passes a step takes.
+
+        Args:
+            print_fn: takes the text.
+
+        Raises:
+            ValueError: for a subclassed model, which has no graph to read.
+        """
+        lines = [str(describe(self))]
+        if self.compiled:
+            lines.append(self._descent.cost)
+        print_fn("\n".join(lines))
 
     def _require_compiled(self) -> None:
         if not self.compiled:
@@ -525,7 +542,7 @@ class MGDAModel(keras.Model):
 
 
 @keras.saving.register_keras_serializable("keras_mgda", name="MGDAModel")
-class FunctionalMGDAModel(MGDAModel, Functional):
+class FunctionalMGDAModel(MGDAModel, MarkedFunctional):
     """What `MGDAModel(inputs, outputs)` returns.
 
     A class of its own because Keras rewrites the bases of a class that is first

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import pytest
 import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # For the strategies to have devices to run on; only possible this early.
 tf.config.set_logical_device_configuration(
@@ -43,6 +46,7 @@ def count_compilations(tmp_path):
         flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
         subprocess.run(
             [sys.executable, "-c", script],
+            cwd=ROOT,
             env=os.environ | {"XLA_FLAGS": flags},
             check=True,
         )

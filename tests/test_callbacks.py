@@ -34,7 +34,10 @@ class EachBatch(keras.callbacks.Callback):
 def test_history_and_later_callbacks_see_the_means(tmp_path, executions):
     path, each = tmp_path / "log.csv", EachBatch()
     history = (
-        model(steps_per_execution=6 // executions)
+        model(
+            steps_per_execution=6 // executions,
+            run_eagerly=executions == 6,
+        )
         .fit(
             *data(),
             batch_size=4,
@@ -59,7 +62,7 @@ def test_history_and_later_callbacks_see_the_means(tmp_path, executions):
 def test_a_step_that_is_not_finite_is_seen():
     x, y = data()
     y["a"][5] = np.nan
-    history = model().fit(
+    history = model(run_eagerly=True).fit(
         x, y, batch_size=4, verbose=0, callbacks=[LogTaskWeights()]
     )
     assert np.isnan(history.history["a_weight"]).all()

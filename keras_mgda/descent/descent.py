@@ -128,6 +128,44 @@ class Descent:
             "reuse": self._kept and self._kept.state,
         }
 
+    @property
+    def cost(self) -> str:
+        """What a step looks at, and its backward passes, in a sentence."""
+        m, gradients = len(self._task_names), self.config["gradients"]
+        if not self.weighting.uses_gram:
+            looks = (
+                f"Task gradients: none, for {type(self.weighting).__name__} "
+                "does not look at them. A step takes one backward pass, as "
+                "that of the plain sum"
+            )
+        elif gradients == "representation":
+            looks = (
+                "Task gradients: at the shared representation (MGDA-UB). A "
+                "step takes one backward pass through the encoder"
+            )
+        elif gradients == "parameters":
+            looks = (
+                "Task gradients: of all shared variables. A step takes "
+                f"{m} backward passes through the encoder"
+            )
+        elif gradients == "verified":
+            looks = (
+                "Task gradients: at the shared representation and of the "
+                "encoder's last layer, and products with all others. A step "
+                "takes one backward pass through the encoder and its "
+                "derivative, and as much again for each correction"
+            )
+        else:
+            layers = gradients if gradients != "last" else "the last two layers"
+            looks = (
+                f"Task gradients: of {layers}. A step takes one backward pass "
+                f"through the encoder, and {m} through these layers"
+            )
+        if self._kept is not None:
+            every = self.config["update_every"]
+            looks += f"; {every - 1} of {every} steps take one"
+        return f"{looks}."
+
     def direction(
         self,
         forward: ForwardPass,

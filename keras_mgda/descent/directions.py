@@ -6,6 +6,7 @@ here differ in the task gradients whose Gram matrix chooses the weights `w`.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,8 +91,26 @@ def along_representation(gradients: TaskGradients, weigh: Weigh) -> Direction:
         Sener & Koltun, 2018, section 3.3, (MGDA-UB).
     """
     check_representation(gradients)
+    _warn_if_apart(gradients)
     gram = gram_of_representation(gradients)
     return along(gradients, weigh(gram), gram)
+
+
+def _warn_if_apart(gradients: TaskGradients) -> None:
+    """Warns if the Gram matrix at `Z` is diagonal, whatever the data."""
+    of_z = gradients.readers.of_z
+    if (
+        gradients.num_tasks > 1
+        and all(len(of_tensor) < 2 for of_tensor in of_z)
+        and not gradients.past_z
+    ):
+        warnings.warn(
+            "No two tasks read the same tensor of the shared representation, "
+            "so that MGDA-UB sees no conflict between them. Compile with "
+            "`gradients='parameters'` or 'verified', which look at the "
+            "variables that they share.",
+            stacklevel=2,
+        )
 
 
 def along_parameters(gradients: TaskGradients, weigh: Weigh) -> Direction:

@@ -55,10 +55,13 @@ class Representation(NamedTuple):
     Attributes:
         encoded: `[b, ...]`, as the encoder left it.
         read: `[b, ...]`, the same values as the heads read them.
+        group: what marked it. Tensors of one group belong together: the tasks
+            share the group, and need not share each of them.
     """
 
     encoded: tf.Tensor
     read: tf.Tensor
+    group: Any
 
 
 class ForwardPass:
@@ -95,7 +98,7 @@ class ForwardPass:
     def num_tasks(self) -> int:
         return len(self.task_losses)
 
-    def mark_representation(self, encoded: tf.Tensor) -> tf.Tensor:
+    def mark_representation(self, encoded: tf.Tensor, group: Any) -> tf.Tensor:
         """Notes a tensor of `Z`; returns what the heads shall read."""
         if not encoded.dtype.is_floating:
             raise ValueError(
@@ -107,7 +110,7 @@ class ForwardPass:
         # still has task gradients.
         self.tape.watch(encoded)
         read = self.encoder_gate(encoded)
-        self.representations.append(Representation(encoded, read))
+        self.representations.append(Representation(encoded, read, group))
         self.read_before = self.tape.watched_variables()
         return read
 
@@ -204,14 +207,30 @@ def current_forward_pass() -> ForwardPass | None:
     return forward if forward and forward.graph is here else None
 
 
-def mark_representation(encoded: tf.Tensor) -> tf.Tensor:
-    """Marks a tensor of `Z` where a forward pass is recorded."""
+def mark_representation(tensors: Sequence[Any], group: Any) -> list[Any]:
+    """Marks tensors of `Z`, where a forward pass is recorded.
+
+    What is not floating point is passed on beside a tensor that is.
+    """
     forward = current_forward_pass()
-    if forward is not None:
-        return forward.mark_representation(encoded)
-    if (elsewhere := _current.get()) is not None:
-        elsewhere.marked_elsewhere = True
-    return encoded
+    if forward is None:
+        if (elsewhere := _current.get()) is not None:
+            elsewhere.marked_elsewhere = True
+        return list(tensors)
+    floating = [
+        tensor is not None and tf.as_dtype(tensor.dtype).is_floating
+        for tensor in tensors
+    ]
+    marked = []
+    for tensor, is_floating in zip(tensors, floating, strict=True):
+        if any(floating) and not is_floating:
+            marked.append(tensor)
+        elif isinstance(tensor, tf.RaggedTensor):
+            read = forward.mark_representation(tensor.flat_values, group)
+            marked.append(tensor.with_flat_values(read))
+        else:
+            marked.append(forward.mark_representation(tensor, group))
+    return marked
 
 
 def values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:

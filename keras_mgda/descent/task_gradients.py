@@ -260,9 +260,10 @@ def _stack(by_task: Sequence[Gradient], like: Any) -> tf.Tensor:
 def check_representation(gradients: TaskGradients) -> None:
     """Raises a `ValueError` unless `Z` is where tasks part.
 
-    Every task has to pass it. Each tensor of it has to be read by two tasks, or
-    to be made from variables that two tasks share, as the outputs of one
-    encoder are that is called for each task on its own.
+    Every task has to pass it. Each tensor of it has to be read by two tasks, to
+    be marked together with others that are, or to be made from variables that
+    two tasks share, as the outputs of one encoder are that is called for each
+    task on its own.
     """
     forward = gradients.forward
     forward.require_representation()
@@ -283,10 +284,15 @@ def check_representation(gradients: TaskGradients) -> None:
             if len(gradients.readers.of_variables[i]) > 1
         ]
     )
+    of_group: dict[int, set[int]] = {}
+    for z, of_tensor in zip(
+        forward.representations, gradients.readers.of_z, strict=True
+    ):
+        of_group.setdefault(id(z.group), set()).update(of_tensor)
     for k, of_tensor in enumerate(gradients.readers.of_z):
-        if len(of_tensor) >= min(2, len(tasks)):
+        encoded, read, group = forward.representations[k]
+        if len(of_group[id(group)]) >= min(2, len(tasks)):
             continue
-        encoded, read = forward.representations[k]
         if not any(forward.reaching([encoded], shared)):
             raise ValueError(
                 "A `SharedRepresentation` must be read by at least two tasks. "

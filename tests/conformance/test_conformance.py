@@ -222,6 +222,7 @@ def callbacks(make, data, directory):
             keras.callbacks.LearningRateScheduler(lambda _, rate: rate / 2),
             keras.callbacks.EarlyStopping("val_a_loss", mode="max", patience=1),
             keras.callbacks.ModelCheckpoint(directory / "{epoch}.keras"),
+            keras.callbacks.CSVLogger(directory / "log.csv"),
         ],
     )
 

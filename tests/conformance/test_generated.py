@@ -14,8 +14,9 @@ from keras_mgda import (
     weightings,
 )
 from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
+from tests.support.weighting_cases import IDENTIFIERS
 
-WEIGHTINGS = sorted(set(weightings._BY_NAME) - {"fixed"})
+WEIGHTINGS = sorted(set(IDENTIFIERS) - {"fixed"})
 SIZES = (1, 2, 3, 5, 8)
 
 

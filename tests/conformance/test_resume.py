@@ -1,33 +1,23 @@
 """A process that is killed goes on, in another, as if nothing had happened."""
 
-import pathlib
-
 import pytest
-from test_weighting_state import STATEFUL
 
 from tests.support.processes import alone
 from tests.support.resume_job import BATCHES, SAVE_FREQ
+from tests.support.weighting_cases import STATEFUL
 
-JOB = pathlib.Path(__file__).with_name("resume_job.py")
+JOB = "tests.support.resume_job"
 KILLED_AFTER = 14
 
 
-@pytest.mark.parametrize(
-    "weighting",
-    [
-        pytest.param(
-            name,
-            marks=() if name == "cr_mogm of famo" else pytest.mark.slow,
-        )
-        for name in STATEFUL
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", STATEFUL)
 def test_killed_in_an_epoch_and_resumed_ends_with_the_same_bits(
     weighting, tmp_path
 ):
-    killed = alone(tmp_path, weighting, KILLED_AFTER, script=JOB)
+    killed = alone(tmp_path, weighting, KILLED_AFTER, module=JOB)
     assert killed.code == -9, killed.output
-    result = alone(tmp_path, weighting, 0, script=JOB).result
+    result = alone(tmp_path, weighting, 0, module=JOB).result
     assert KILLED_AFTER - SAVE_FREQ < result["start"] < KILLED_AFTER
     assert result["resumed"]["steps"] == BATCHES
     assert result["resumed"] == result["whole"]

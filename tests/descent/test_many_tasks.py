@@ -56,6 +56,7 @@ def test_the_graph_grows_linearly(gradients):
     assert most - more <= 2.1 * (more - few)
 
 
+@pytest.mark.slow
 def test_each_task_adds_little_more_than_in_stock_keras():
     few, more = 3, 9
     added = [

@@ -5,9 +5,6 @@ of its own.
 """
 
 import inspect
-import pathlib
-import re
-import sys
 
 import keras
 import numpy as np
@@ -15,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks import scaling
 from keras_mgda import (
     GradientFork,
     MGDAModel,
@@ -22,24 +20,12 @@ from keras_mgda import (
     weightings,
 )
 from tests.support import networks, processes, runs
-from tests.support.refusal import refused
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-
-from benchmarks import scaling
+# One case of both modes always runs: `test_strategies.py`.
+pytestmark = pytest.mark.slow
 
 PLAIN = ("mgda", "representation")
-ALWAYS = [
-    ("mgda", "representation"),
-    ("mgda", "parameters"),
-    ("mgda loss", "representation"),
-    ("uniform", "representation"),
-]
-# The slow half of what does not depend much on the mode.
-each_mode = pytest.mark.parametrize(
-    "gradients",
-    ["representation", pytest.param("parameters", marks=pytest.mark.slow)],
-)
+each_mode = pytest.mark.parametrize("gradients", runs.MODES)
 
 
 def batch_normalization(**kwargs):
@@ -75,20 +61,12 @@ def test_all_weightings_are_tried():
     assert {type(weighting) for weighting in runs.WEIGHTINGS.values()} == known
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=() if case in ALWAYS else pytest.mark.slow)
-        for case in runs.CASES
-    ],
-    ids=" by ".join,
-)
+@pytest.mark.parametrize("case", runs.CASES, ids=" by ".join)
 def test_two_replicas_train_as_one(strategy, case):
     run = runs.of_case(case, strategy)
     runs.assert_same(run, runs.of_case_on_one(case))
 
 
-@pytest.mark.slow
 def test_four_replicas_train_as_one():
     numbers = [runs.CASES.index(case) for case in runs.PLAIN_CASES]
     found = processes.alone("mirrored_cases", 4, *numbers, seconds=600)
@@ -101,12 +79,7 @@ def test_four_replicas_train_as_one():
 @pytest.mark.parametrize(
     "structure",
     [
-        pytest.param(
-            structure,
-            marks=()
-            if structure in (networks.masked, networks.tied_embedding)
-            else pytest.mark.slow,
-        )
+        structure
         for structure in networks.STRUCTURES
         if structure is not networks.gathered  # a row of each replica's own
     ],
@@ -137,11 +110,6 @@ def test_batch_normalization_and_dropout_are_the_same_on_both(
     assert_replicas_agree(model)
     assert_finite(model)
 
-    stock = runs.compiled(strategy, of_encoder, make=keras.Model)
-    stock.fit(*runs.data(), verbose=0)
-    with pytest.raises(AssertionError):
-        assert_replicas_agree(stock)
-
 
 def test_moving_statistics_are_the_mean_over_replicas(strategy):
     """What a replica would have kept of its half of the batch."""
@@ -169,13 +137,6 @@ def test_synchronized_batch_normalization_trains_as_on_one(strategy):
     runs.assert_same(two, one)
 
 
-def test_synchronized_layer_in_the_encoder_of_exact_mgda(strategy):
-    of_encoder = (batch_normalization(synchronized=True),)
-    model = runs.compiled(strategy, of_encoder, gradients="parameters")
-    with refused("the encoder with .* must not sum over replicas"):
-        runs.fit(model)
-
-
 @each_mode
 def test_overflow_on_the_second_replica_skips_the_step_on_both(
     strategy, gradients
@@ -190,7 +151,6 @@ def test_overflow_on_the_second_replica_skips_the_step_on_both(
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = runs.compiled(strategy, gradients=gradients)
-        stock = runs.compiled(strategy, make=keras.Model)
     finally:
         keras.config.set_dtype_policy("float32")
     before = weights(model)
@@ -205,19 +165,15 @@ def test_overflow_on_the_second_replica_skips_the_step_on_both(
     assert_finite(model)
     assert_replicas_agree(model)
 
-    stock.fit(*batches[0], batch_size=24, shuffle=False, verbose=0)
-    with pytest.raises(AssertionError):
-        assert_finite(stock)
-
 
 @pytest.mark.parametrize(
     ("size", "gradients"),
     [
         (7, "representation"),
         (25, "parameters"),
-        pytest.param(7, "parameters", marks=pytest.mark.slow),
-        pytest.param(25, "representation", marks=pytest.mark.slow),
-        pytest.param(33, "representation", marks=pytest.mark.slow),
+        (7, "parameters"),
+        (25, "representation"),
+        (33, "representation"),
     ],
 )
 def test_batches_that_replicas_cannot_share_evenly(strategy, size, gradients):
@@ -246,18 +202,12 @@ def test_batches_that_replicas_cannot_share_evenly(strategy, size, gradients):
 def test_batch_statistics_of_no_examples_are_refused(strategy):
     """In stock Keras all weights become NaN."""
     x, y = runs.data(25)
-    model, stock = (
-        runs.compiled(strategy, (batch_normalization(),), make=make)
-        for make in (MGDAModel, keras.Model)
-    )
+    model = runs.compiled(strategy, (batch_normalization(),))
     with pytest.raises(
         tf.errors.InvalidArgumentError, match="every replica must have examples"
     ):
         model.fit(x, y, batch_size=24, epochs=2, verbose=0)
     assert_finite(model)
-    stock.fit(x, y, batch_size=24, epochs=2, verbose=0)
-    with pytest.raises(AssertionError):
-        assert_finite(stock)
 
 
 def test_evaluation_and_prediction(strategy):
@@ -310,16 +260,6 @@ def test_interrupted_and_resumed(strategy, tmp_path):
         runs.fit(runs.compiled(strategy), callbacks=[backup(), Interrupt()])
     run = runs.fit(runs.compiled(strategy), callbacks=backup())
     runs.assert_same(run, runs.of_case_on_one(PLAIN), first_epoch=1)
-
-
-@pytest.mark.parametrize(
-    "option", [{"jit_compile": True}, {"steps_per_execution": 2}], ids=list
-)
-def test_one_device_is_as_no_strategy(option):
-    """With what several replicas have to do without."""
-    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    model = runs.compiled(strategy, **option)
-    runs.assert_same(runs.fit(model), runs.of_case_on_one(PLAIN))
 
 
 def test_eager_step(strategy):
@@ -375,8 +315,8 @@ def test_gradient_fork_trains_as_on_one(strategy):
     ("m", "width"),
     [
         (2, 4),
-        pytest.param(2, 32, marks=pytest.mark.slow),
-        pytest.param(5, 4, marks=pytest.mark.slow),
+        (2, 32),
+        (5, 4),
     ],
 )
 def test_bytes_reduced_beyond_the_plain_sum(strategy, m, width):
@@ -399,70 +339,3 @@ def test_bytes_reduced_beyond_the_plain_sum(strategy, m, width):
     with_losses = weightings.MGDA("loss+")
     assert reduced(weighting=with_losses) == plain + 4 * m**2 + 4 * m
     assert reduced(gradients="parameters") == plain + 4 * m * of_encoder
-
-
-UNSUPPORTED = {
-    "jit_compile=True": {"jit_compile": True},
-    "steps_per_execution > 1": {"steps_per_execution": 2},
-    "gradient_accumulation_steps": {
-        "optimizer": runs.sgd(gradient_accumulation_steps=2)
-    },
-    "ema_overwrite_frequency": {
-        "optimizer": runs.sgd(use_ema=True, ema_overwrite_frequency=2)
-    },
-}
-each_unsupported = pytest.mark.parametrize("option", UNSUPPORTED)
-
-
-@each_unsupported
-def test_what_keras_does_not_support_is_refused(strategy, option):
-    with refused(f"must train without {option}"):
-        runs.compiled(strategy, **UNSUPPORTED[option])
-    runs.compiled(**UNSUPPORTED[option])
-
-
-@each_unsupported
-def test_keras_does_not_support_it(strategy, option):
-    """If this fails, Keras has learnt it, and the refusal can go."""
-    stock = runs.compiled(strategy, make=keras.Model, **UNSUPPORTED[option])
-    with pytest.raises((RuntimeError, tf.errors.OpError)):
-        stock.fit(*runs.data(), batch_size=24, verbose=0)
-
-
-def several(optimizer):
-    maps = getattr(keras.optimizers, "OptimizerMap", None)
-    if maps is None:
-        pytest.skip("this version of Keras has no `MultiOptimizer`")
-    return keras.optimizers.MultiOptimizer(maps(default_optimizer=optimizer))
-
-
-@pytest.mark.parametrize("wrap", [keras.optimizers.LossScaleOptimizer, several])
-def test_option_of_a_wrapped_optimizer_is_refused(strategy, wrap):
-    inner = runs.sgd(gradient_accumulation_steps=2)
-    with refused("must train without gradient_accumulation_steps"):
-        runs.compiled(strategy, optimizer=lambda: wrap(inner()))
-
-
-def test_what_is_built_outside_of_the_scope_is_refused(strategy):
-    message = "must be built under the strategy"
-    model = runs.compiled()
-    with strategy.scope(), refused(message):
-        runs.fit(model)
-    with strategy.scope(), refused(message):
-        model.compile("sgd", runs.LOSSES)
-    assert_finite(model)
-
-    model = runs.compiled(strategy)
-    with refused(message):
-        model.compile(keras.optimizers.SGD(), runs.LOSSES)
-    model.compile("sgd", runs.LOSSES)  # Keras makes this one in the scope
-    runs.fit(model, epochs=1)
-    assert_replicas_agree(model)
-
-
-def test_other_strategies_are_refused():
-    refusal, stock, *_ = processes.alone(
-        "parameter_server", *processes.free_ports(2)
-    ).result
-    assert re.search("must be one of .* Received: ParameterServer", refusal)
-    assert stock is not None

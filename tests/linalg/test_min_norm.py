@@ -70,18 +70,29 @@ def assert_on_simplex(task_weights):
     np.testing.assert_allclose(w.sum(dtype=np.float64), 1, rtol=len(w) * 1e-7)
 
 
-@pytest.mark.parametrize("gram", SMALL)
-def test_small_is_optimal(gram):
-    w = min_norm_point(gram).task_weights.numpy()
+@pytest.mark.parametrize("gram", SMALL + LARGE)
+def test_every_matrix_is_solved_and_certified(gram):
+    """To the optimum of an oracle, and within the default limit of steps."""
+    point = min_norm_point(gram)
+    w, exact, m = np.float64(point.task_weights), np.float64(gram), len(gram)
     assert_on_simplex(w)
-    assert abs(excess(gram, w, best_of_all_supports(gram))) <= 1e-6
+    assert point.num_steps <= 2 * m + 1
+    small = m <= 5
+    optimum = best_of_all_supports(gram) if small else best_of_nnls(gram)
+    above = excess(gram, w, optimum)
+    assert above <= 1e-6
+    assert above >= -1e-6 or not small  # NNLS may stay above it
 
+    # What the certificate says is that of the returned weights.
+    value = w @ exact @ w
+    gap = value - (exact @ w).min()
+    tolerance = {"rtol": 1e-6, "atol": 1e-14 * magnitude(gram, w)}
+    np.testing.assert_allclose(point.squared_norm, max(value, 0), **tolerance)
+    np.testing.assert_allclose(point.duality_gap, max(gap, 0), **tolerance)
 
-@pytest.mark.parametrize("gram", LARGE)
-def test_large_is_optimal(gram):
-    w = min_norm_point(gram).task_weights.numpy()
-    assert_on_simplex(w)
-    assert excess(gram, w, best_of_nnls(gram)) <= 1e-6
+    # Every task improves: (Gw)_t >= w'Gw, but for the weights' own rounding.
+    noise = np.finfo(np.float32).eps * magnitude(gram, w)
+    assert point.duality_gap <= 1e-6 * gram.diagonal().min() + noise
 
 
 @pytest.mark.parametrize("gram", ROUNDED_AWAY)
@@ -136,26 +147,8 @@ def test_any_integers_are_optimal(data, m):
         assert abs(excess(gram, w, best_of_all_supports(gram))) <= 1e-6
 
 
-@pytest.mark.parametrize("gram", SMALL + LARGE)
-def test_certificate_is_that_of_the_returned_weights(gram):
-    point = min_norm_point(gram)
-    w, exact = np.float64(point.task_weights), np.float64(gram)
-    value = w @ exact @ w
-    gap = value - (exact @ w).min()
-    tolerance = {"rtol": 1e-6, "atol": 1e-14 * magnitude(gram, w)}
-    np.testing.assert_allclose(point.squared_norm, max(value, 0), **tolerance)
-    np.testing.assert_allclose(point.duality_gap, max(gap, 0), **tolerance)
-
-
-@pytest.mark.parametrize("gram", SMALL + LARGE)
-def test_every_task_improves(gram):
-    # KKT: (Gw)_t >= w'Gw, but for the weights' own rounding.
-    point = min_norm_point(gram)
-    noise = np.finfo(np.float32).eps * magnitude(gram, point.task_weights)
-    assert point.duality_gap <= 1e-6 * gram.diagonal().min() + noise
-
-
-@pytest.mark.parametrize("m", [3, 10, 40])
+# XLA compiles a program for each size and type: of few sizes here.
+@pytest.mark.parametrize("m", [3, 10])
 @pytest.mark.parametrize("spread", [0, 4])
 def test_float64_is_solved_to_float64(m, spread):
     gram = gram_of(jacobian(random, m, spread), np.float64)
@@ -168,7 +161,7 @@ def test_float64_is_solved_to_float64(m, spread):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("max_steps", [1, 3, 7])
 @pytest.mark.parametrize("spread", [0, 4])
 def test_gap_bounds_the_error_of_any_weights(method, max_steps, spread):
     # Also of those on the way: the step limit leaves the simplex never.
@@ -180,11 +173,6 @@ def test_gap_bounds_the_error_of_any_weights(method, max_steps, spread):
         optimum = best_of_all_supports(gram)
         rounding = 1e-12 * gram.diagonal().min()
         assert point.squared_norm - optimum <= 2 * point.duality_gap + rounding
-
-
-@pytest.mark.parametrize("gram", SMALL + LARGE)
-def test_the_default_step_limit_is_not_met(gram):
-    assert min_norm_point(gram).num_steps <= 2 * len(gram) + 1
 
 
 @pytest.mark.parametrize("gram", SMALL)
@@ -261,7 +249,7 @@ def test_two_tasks_are_closed_form(ratio, cosine):
         assert point.num_steps == 0
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 10])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_rows_take_all_weight(method, m):
     for zeros in [[0], [m - 1], list(range(m))]:
@@ -274,7 +262,7 @@ def test_zero_rows_take_all_weight(method, m):
         assert point.duality_gap == 0
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 10])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_rows_are_one_gradient(method, m):
     gram = np.full([m, m], 0.3, np.float32)
@@ -294,7 +282,7 @@ def test_a_dominating_short_gradient_is_an_exact_vertex(m):
     )
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 10])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bad_gram_gives_nan_never_zero(method, m, bad):
@@ -331,7 +319,7 @@ def test_integers_are_float32():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("m", [1, 2, 3, 5])
+@pytest.mark.parametrize("m", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_active_tasks_are_solved_alone(method, m):
     gram = gram_of(jacobian(random, m, 2), np.float64)
     for active in itertools.product([False, True], repeat=m):
@@ -406,11 +394,10 @@ def algorithm_2(gram, num_steps):
     return w
 
 
-@pytest.mark.parametrize("max_steps", [1, 2, 3, 10])
-@pytest.mark.parametrize("m", [5, 10])
-def test_frank_wolfe_is_algorithm_2_step_by_step(m, max_steps):
+@pytest.mark.parametrize("max_steps", [1, 3, 10])
+def test_frank_wolfe_is_algorithm_2_step_by_step(max_steps):
     for spread in [0, 2]:
-        gram = gram_of(jacobian(random, m, spread), np.float64)
+        gram = gram_of(jacobian(random, 5, spread), np.float64)
         point = min_norm_point(gram, method="frank_wolfe", max_steps=max_steps)
         assert point.num_steps == max_steps
         np.testing.assert_allclose(
@@ -565,6 +552,7 @@ def test_new_values_compile_nothing(count_compilations):
     assert count_compilations(script) == 5
 
 
+@pytest.mark.slow
 def test_the_count_sees_a_recompilation(count_compilations):
     script = PROGRAM.replace("{functions}", "[indexed_by_a_traced_task]")
     assert count_compilations(script) == 5

@@ -5,16 +5,13 @@ shared representation, and returns `(inputs, outputs)`. All losses are mean
 squared errors; the output `"aside"` is no task.
 """
 
-import pathlib
-
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation, weightings
-
-HERE = str(pathlib.Path(__file__).parent)
 
 
 def dense(units=1, **kwargs):
@@ -225,6 +222,17 @@ STRUCTURES = (
     with_output_that_is_no_task,
     deep_heads,
 )
+
+
+def each_structure(always, structures=STRUCTURES):
+    """All structures; the tests of those that are not named are slow."""
+    return pytest.mark.parametrize(
+        "structure",
+        [
+            pytest.param(s, marks=() if s in always else pytest.mark.slow)
+            for s in structures
+        ],
+    )
 
 
 def losses(outputs):

@@ -1,4 +1,4 @@
-"""Runs scripts in processes of their own, alone or as workers."""
+"""Runs modules in processes of their own, alone or as workers."""
 
 import contextlib
 import json
@@ -11,7 +11,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
-SCRIPT = pathlib.Path(__file__).with_name("replica_job.py")
+JOB = "tests.support.replica_job"
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Ended(NamedTuple):
@@ -28,12 +29,12 @@ class Ended(NamedTuple):
     output: str
 
 
-def alone(*arguments, seconds=120, script=SCRIPT):
-    (ended,) = run([None], [script, *arguments], seconds)
+def alone(*arguments, seconds=120, module=JOB):
+    (ended,) = run([None], [module, *arguments], seconds)
     return ended
 
 
-def workers(*arguments, number=2, seconds=240, script=SCRIPT):
+def workers(*arguments, number=2, seconds=240, module=JOB):
     """The same on several workers of one cluster."""
     ports = free_ports(number)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
@@ -41,7 +42,7 @@ def workers(*arguments, number=2, seconds=240, script=SCRIPT):
         {"cluster": cluster, "task": {"type": "worker", "index": index}}
         for index in range(number)
     ]
-    return run(configs, [script, *arguments], seconds)
+    return run(configs, [module, *arguments], seconds)
 
 
 def run(configs, command, seconds):
@@ -56,7 +57,7 @@ def run(configs, command, seconds):
         ]
         started = [
             subprocess.Popen(
-                [sys.executable, *map(str, command)],
+                [sys.executable, "-m", *map(str, command)],
                 env=_environment(config),
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -89,7 +90,7 @@ def run(configs, command, seconds):
 
 def _environment(config):
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     environment.pop("TF_CONFIG", None)

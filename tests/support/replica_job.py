@@ -1,6 +1,6 @@
 """One process of a distributed run; prints what it found.
 
-    python replica_job.py JOB [ARGUMENT ...]
+    python -m tests.support.replica_job JOB [ARGUMENT ...]
 
 A worker if `TF_CONFIG` says so. Prints `RESULT` and JSON as its last line.
 """
@@ -102,15 +102,10 @@ def overflow(strategy, directory):
 
 
 def stock(strategy, directory):
-    """How stock Keras fails, and how it would after its first failure."""
+    """How stock Keras fails."""
     plain = runs.compiled(strategy, make=keras.Model)
-    half_mended = runs.compiled(strategy)
-    half_mended._for_reduction = lambda logs: logs
     x, y = runs.data(24)
-    return (
-        error_of(lambda: plain.fit(x, y, batch_size=24, verbose=0)),
-        error_of(lambda: half_mended.fit(x, y, batch_size=24, verbose=0)),
-    )
+    return error_of(lambda: plain.fit(x, y, batch_size=24, verbose=0))
 
 
 def uneven(strategy, directory):
@@ -200,49 +195,56 @@ def resumable(directory, victim, epoch, batch):
         save_freq="epoch" if rank == 0 else sys.maxsize,
         delete_checkpoint=False,
     )
-    clock = Clock()
-    callbacks = [backup, clock]
+    callbacks = [backup]
     if rank == int(victim):
         callbacks.append(Kill(int(epoch), int(batch)))
-    return of_fit(model, callbacks, clock)
+    return of_fit(model, callbacks)
 
 
-def unresponsive(timeout, pause):
-    """The last worker pauses after three batches, longer than the timeout."""
+def unresponsive(over, timeout):
+    """The last worker pauses after three batches, until the first has ended.
+
+    Args:
+        over: path of a file that the first worker makes when it has.
+        timeout: of the collectives, in seconds.
+    """
+    over = pathlib.Path(over)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(
         communication_options=tf.distribute.experimental.CommunicationOptions(
             timeout_seconds=float(timeout)
         )
     )
     model = runs.compiled(strategy)
-    clock = Clock()
-    callbacks = [clock]
-    if strategy.cluster_resolver.task_id > 0:
-        callbacks.append(
-            keras.callbacks.LambdaCallback(
-                on_train_batch_end=lambda batch, logs: (
-                    batch == 3 and time.sleep(float(pause))
-                )
-            )
-        )
-    return of_fit(model, callbacks, clock)
+    callbacks = []
+    first = strategy.cluster_resolver.task_id == 0
+    if not first:
+        callbacks.append(Wait(over, batch=3))
+    try:
+        return of_fit(model, callbacks)
+    finally:
+        if first:
+            over.touch()
 
 
-def of_fit(model, callbacks, clock):
+def of_fit(model, callbacks):
     try:
         run = runs.fit(model, callbacks=callbacks)
     except tf.errors.OpError as error:
         return {
             "error": type(error).__name__,
             "message": str(error),
-            "seconds": time.monotonic() - clock.last_step,
         }
     return as_json(run) | {"steps": int(model.optimizer.iterations.numpy())}
 
 
-class Clock(keras.callbacks.Callback):
+class Wait(keras.callbacks.Callback):
+    def __init__(self, path, batch):
+        super().__init__()
+        self.path, self.batch = path, batch
+
     def on_train_batch_end(self, batch, logs=None):
-        self.last_step = time.monotonic()
+        while batch == self.batch and not self.path.exists():
+            time.sleep(0.1)
 
 
 class Kill(keras.callbacks.Callback):

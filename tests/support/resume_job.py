@@ -1,6 +1,6 @@
 """Trains with backups in the middle of an epoch; prints what it ended with.
 
-    python resume_job.py DIRECTORY WEIGHTING STEP
+    python -m tests.support.resume_job DIRECTORY WEIGHTING STEP
 
 Kills itself after that many steps, but for `STEP` 0: then it goes on from the
 backup, trains the same anew without a break, and prints `RESULT` and both.
@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from test_weighting_state import STATEFUL, TASKS, state
 
 from keras_mgda import MGDAModel, SharedRepresentation
+from tests.support.weighting_cases import STATEFUL, TASKS, state
 
 BATCHES, BATCH_SIZE, SAVE_FREQ = 30, 8, 4
 

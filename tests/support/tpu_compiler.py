@@ -1,7 +1,7 @@
 """Does the compiler of TPUs take the training steps? It needs no TPU.
 
     pip install jax libtpu
-    python tests/tpu_compiler.py [TOPOLOGY ...]
+    python -m tests.support.tpu_compiler [TOPOLOGY ...]
 
 libtpu, which compiles what TensorFlow and JAX run on TPUs, does so on any
 machine, and JAX hands it a program for a TPU that is not there. Prints for each
@@ -19,7 +19,6 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to be asked for
 import jax
 import keras
 import numpy as np
-import test_tpu
 from jax._src.interpreters import mlir
 from jax._src.lib import xla_client
 from jax._src.lib.mlir import ir
@@ -38,7 +37,7 @@ def steps():
     cases += [(("mgda", mode), "mixed_bfloat16") for mode in runs.MODES]
     for case, policy in cases:
         keras.config.set_dtype_policy(policy)
-        step, batch = test_tpu.traced_step(case)
+        step, batch = runs.traced_step(case)
         program = step.experimental_get_compiler_ir(batch)(stage="stablehlo")
         program = COPY.sub(r"= stablehlo.reshape \1 : (\2) -> \2", program)
         yield " ".join([*case, policy]), program

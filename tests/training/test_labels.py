@@ -69,7 +69,9 @@ def build():
 def compiled(optimizer="sgd", **options):
     model = build()
     options = {"metrics": METRICS, "unlabelled": UNLABELLED, **options}
-    model.compile(optimizer, LOSS, **options)
+    # Graphs take longer to trace than the steps of most tests take.
+    how = {"run_eagerly": True} if "jit_compile" not in options else {}
+    model.compile(optimizer, LOSS, **how | options)
     return model
 
 
@@ -238,7 +240,10 @@ def test_what_two_tasks_share_stays_when_neither_has_labels():
     outputs["c"] = layers.Dense(1)(z)
     model = keras_mgda.MGDAModel(inputs, outputs)
     model.compile(
-        keras.optimizers.AdamW(0.01), dict.fromkeys("abc", "mse"), unlabelled=-1
+        keras.optimizers.AdamW(0.01),
+        dict.fromkeys("abc", "mse"),
+        unlabelled=-1,
+        run_eagerly=True,
     )
     y = {task: np.zeros((4, 1), "float32") for task in "abc"}
     nothing = np.full((4, 1), -1.0, "float32")
@@ -252,6 +257,7 @@ def test_what_two_tasks_share_stays_when_neither_has_labels():
             assert (old != variable.numpy()).any() == moves
 
 
+@pytest.mark.slow
 def test_replicas_count_the_labels_of_the_whole_batch(strategy):
     """Of which they have different shares, and one of them none."""
     data = Data(present=0.4)
@@ -260,7 +266,9 @@ def test_replicas_count_the_labels_of_the_whole_batch(strategy):
 
     def trained(scope):
         with scope:
-            model = compiled(keras.optimizers.SGD(0.1, momentum=0.9))
+            model = compiled(
+                keras.optimizers.SGD(0.1, momentum=0.9), jit_compile=False
+            )
         history = model.fit(
             *data.part(0, 32)[:2],
             sample_weight=data.part(0, 32)[2],
@@ -283,11 +291,18 @@ def test_an_output_that_is_no_task_needs_no_labels():
     data, (x, y) = Data(), (Data().x, Data().full)
     model = build()
     loss = {**LOSS, "weighted": None}
-    model.compile("sgd", loss, unlabelled={"value": "nan", "digit": -1})
+    markers = {"value": "nan", "digit": -1}
+    model.compile("sgd", loss, unlabelled=markers, run_eagerly=True)
     del y["weighted"]
     history = model.fit(x, y, verbose=0).history
     assert "weighted_loss" not in history
-    model.compile("sgd", loss, unlabelled="nan", metrics={"weighted": "mae"})
+    model.compile(
+        "sgd",
+        loss,
+        unlabelled="nan",
+        metrics={"weighted": "mae"},
+        run_eagerly=True,
+    )
     logs = model.evaluate(x, data.full, verbose=0, return_dict=True)
     error = model.predict(x, verbose=0)["weighted"] - data.full["weighted"]
     np.testing.assert_allclose(
@@ -330,7 +345,8 @@ def test_a_batch_without_labels_does_not_enter_the_logged_loss(
 
 def test_nothing_changes_without_any_label_and_it_says_so_once():
     data = Data()
-    model = compiled(keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    adamw = keras.optimizers.AdamW(0.01, weight_decay=0.1)
+    model = compiled(adamw, jit_compile=False)
     model.train_on_batch(*data.part(0, 16))
     state = [*model.trainable_variables, *model.optimizer.variables]
     before = values(state)
@@ -431,7 +447,7 @@ class TestFindLabels:
         z = keras_mgda.SharedRepresentation()(h)
         outputs = {t: layers.Dense(2, name=t)(z) for t in ("a", "b")}
         model = keras_mgda.MGDAModel(tokens, outputs)
-        model.compile("sgd", {"a": "mse", "b": "mse"}, unlabelled="nan")
+        model.compile("sgd", "mse", unlabelled="nan", run_eagerly=True)
         x = np.array([[1, 2, 0, 0], [3, 4, 5, 0], [6, 7, 8, 1]])
         rng = np.random.default_rng(2)
         y = {t: rng.normal(size=(3, 4, 2)).astype("float32") for t in "ab"}

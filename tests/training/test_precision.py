@@ -180,10 +180,10 @@ def test_the_gram_matrix_is_summed_in_float32(policy, gradients):
         )
     finally:
         keras.config.set_dtype_policy(before)
-    model._descent.weighting.calls.clear()
+    weighting.calls.clear()
     y = {task: np.zeros((1, 1)) for task in "ab"}
     model.train_on_batch(np.ones((1, 4096)), y)
-    ((gram, _),) = model._descent.weighting.calls
+    ((gram, _),) = weighting.calls
     assert gram.dtype == "float32"
     size = np.array([1 / 8, 2.0**-14])
     np.testing.assert_allclose(gram, 4096 * np.outer(size, size), rtol=1e-3)

@@ -137,6 +137,7 @@ def test_it_is_told_once_and_not_without_need():
     assert warnings_of(model, *data()) == []
 
 
+@pytest.mark.slow
 def test_a_replica_that_overflows_is_heard(strategy):
     model = compiled(scope=strategy.scope)
     x, y = data()

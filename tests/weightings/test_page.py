@@ -6,12 +6,12 @@ import re
 
 import keras
 import numpy as np
-from test_weighting_properties import PROMISES
 
 from keras_mgda import weightings
 from tests.support import networks
+from tests.support.weighting_cases import IDENTIFIERS, PROMISES
 
-ROOT = pathlib.Path(networks.HERE).parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "weightings.md").read_text()
 PROPERTIES = {
     "non_conflicting": "non-conflicting",
@@ -43,7 +43,7 @@ def by_name(column):
 
 def test_all_weightings_are_there():
     rows = by_name("class")
-    assert list(rows) == sorted(weightings._BY_NAME)
+    assert list(rows) == IDENTIFIERS
     for name, row in rows.items():
         weighting = weightings.get(name)
         assert row["class"] == f"`{type(weighting).__name__}`"

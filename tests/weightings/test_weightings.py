@@ -1,9 +1,6 @@
-import json
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_mgda import weightings
 from keras_mgda.weightings import MGDA, Fixed, Uniform
@@ -17,7 +14,10 @@ from tests.support.gram_matrices import (
 
 NORMALIZATIONS = ["none", "l2", "loss", "loss+"]
 each_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
-each_gram = pytest.mark.parametrize("gram", SMALL)
+# Of one task there is nothing to solve.
+each_gram = pytest.mark.parametrize(
+    "gram", [gram for gram in SMALL if len(gram.values[0]) > 1]
+)
 
 
 def losses_for(gram):
@@ -50,13 +50,9 @@ def test_mgda_solves_the_normalized_problem(normalization, gram):
     assert squared_norm(normalized, alpha) - best <= (
         1e-6 * normalized.diagonal().min() + rounding(normalized, alpha)
     )
-
-
-@each_gram
-@each_normalization
-def test_direction_of_mgda_conflicts_with_no_task(normalization, gram):
-    """`<d, g_t> = (G w)_t`, with the weights that the encoder really gets."""
-    w = MGDA(normalization)(gram, losses_for(gram)).numpy().astype("float64")
+    # The direction conflicts with no task: `<d, g_t> = (Gw)_t >= 0`, with the
+    # weights that the encoder really gets.
+    w = np.float64(task_weights)
     norms = np.sqrt(np.diag(gram).astype("float64"))
     cosines = gram @ w / (norms * (w @ norms))
     assert cosines.min() >= -1e-6
@@ -145,21 +141,6 @@ def test_loss_scale_of_mixed_precision_does_not_flush_a_task():
     )
 
 
-@pytest.mark.parametrize(
-    "weighting",
-    [MGDA(), MGDA("loss+", "tasks"), Uniform(), Fixed([1.0, 2.0, 3.0])],
-    ids=lambda weighting: type(weighting).__name__,
-)
-def test_runs_eagerly_in_a_graph_and_under_xla(weighting):
-    rng = np.random.default_rng(0)
-    gram = tf.constant(gram_of(rng.normal(size=(3, 6))))
-    losses = tf.constant([1.0, 2.0, 3.0])
-    eager = weighting(gram, losses)
-    for jit_compile in (False, True):
-        compiled = tf.function(weighting, jit_compile=jit_compile)
-        np.testing.assert_allclose(compiled(gram, losses), eager, rtol=1e-5)
-
-
 def test_uniform_and_fixed_do_not_look_at_the_gradients():
     gram = np.full((3, 3), np.nan)
     assert Uniform()(gram).numpy().tolist() == [1.0, 1.0, 1.0]
@@ -186,30 +167,6 @@ def test_models_that_share_a_weighting_do_not_disturb_each_other():
     for model in models:
         model.train_on_batch(*networks.data(model))
         assert model.task_weights == {"a": 0.25, "b": 4.0}
-
-
-ALL = [
-    MGDA(),
-    MGDA("l2", 2.5),
-    MGDA("loss", total="tasks"),
-    Uniform(),
-    Fixed([1, 2.5]),
-    Fixed({"a": np.float32(1.5), "b": 0.0}),
-]
-
-
-@pytest.mark.parametrize("weighting", ALL, ids=lambda w: str(w.get_config()))
-def test_config_survives_json(weighting):
-    config = keras.saving.serialize_keras_object(weighting)
-    config = json.loads(json.dumps(config))
-    for same in (
-        weightings.get(config),
-        type(weighting).from_config(weighting.get_config()),
-    ):
-        assert type(same) is type(weighting)
-        assert same.get_config() == weighting.get_config()
-        assert same.uses_gram == weighting.uses_gram
-        assert same.uses_losses == weighting.uses_losses
 
 
 def test_get_takes_all_that_means_a_weighting():
