@@ -80,8 +80,8 @@ STARVES = 0.25
 # either is 95 % of what the other asks for.
 SAME = 0.95
 
-# What happens in less than one step of twenty is not worth a word.
-FREQUENT = 0.05
+# What happens in less than one step of forty is not worth a word.
+FREQUENT = 0.025
 
 # A task is done if its loss is this part of what its own predictions cost when
 # each is given to another example,
@@ -472,15 +472,12 @@ def _model_of_tasks(
         loss = model.loss
         loss_weights = model.get_compile_config().get("loss_weights")
     if isinstance(model, Functional) and isinstance(model.output, Mapping):
-        try:
-            own = (
-                MGDAModel(model.input, model.output)
-                if isinstance(model, MGDAModel)
-                else MGDAModel.from_model(model)
-            )
-        except ValueError:
-            # Nothing marks where the tasks part. Exact gradients do without.
-            own = MGDAModel(model.input, model.output)
+        # Not compiled, or `from_model` would warn of what it leaves behind.
+        own = MGDAModel(model.input, model.output)
+        if not isinstance(model, MGDAModel):
+            # Where nothing parts the tasks exact gradients do without.
+            with contextlib.suppress(ValueError):
+                own = MGDAModel.from_model(own)
     elif isinstance(model, Functional):
         own = MGDAModel.from_model(model)  # says what is wrong with it
     else:
@@ -1194,11 +1191,11 @@ def _findings(
                     "It decides where the plain sum goes, by the length of "
                     "its gradient. Lower its loss weight, or choose a "
                     "weighting that knows no scale, such as "
-                    "`MGDA(normalization='loss+')`.",
+                    "`MGDA(normalization='l2')`.",
                     share=shares[t],
                     low=share_low[t],
                 )
-            if -starves < low[t, m] and high[t, m] < starves:
+            if -NEGLIGIBLE < high[t, m] < starves and t not in in_conflict:
                 add(
                     "starves",
                     [t],

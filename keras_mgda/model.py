@@ -324,16 +324,16 @@ class MGDAModel(keras.Model):
             total_loss * num_replicas(), sample_weight=_batch_size(x)
         )
         if self.trainable_variables:
+            loss_scale = self.optimizer.scale_loss(tf.ones([]))
             direction = self._descent.direction(
-                forward,
-                self.trainable_variables,
-                total_loss,
-                loss_scale=self.optimizer.scale_loss(tf.ones([])),
+                forward, self.trainable_variables, total_loss, loss_scale
             )
             self._update.apply(
                 self.optimizer, forward, direction, self.trainable_variables
             )
-            self._descent.note(direction, skips_overflow(self.optimizer))
+            self._descent.note(
+                direction, skips_overflow(self.optimizer), loss_scale
+            )
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         share_statistics(self)
@@ -392,17 +392,27 @@ class MGDAModel(keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.tree.flatten([callbacks] if callbacks else [])
+            callbacks.append(
+                keras.callbacks.LambdaCallback(
+                    on_epoch_end=self._look_at_weights
+                )
+            )
         if has_workers(self.distribute_strategy):
             # The last one, when the others have loaded their checkpoints.
             same_start = SameStart(self._start, num_batches(x, batch_size))
-            callbacks = keras.tree.flatten([callbacks] if callbacks else [])
-            callbacks = [*callbacks, same_start]
+            callbacks = [*keras.tree.flatten([callbacks]), same_start]
         history = super().fit(
             x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
         )
         for message in self._update.skipped.report():
             warnings.warn(message, stacklevel=2)
         return history
+
+    def _look_at_weights(self, epoch: int, logs: Any = None) -> None:
+        if message := self._descent.warning():
+            warnings.warn(message, stacklevel=2)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras. A list holds none of the metrics of `verify`."""

@@ -11,7 +11,9 @@ def directions(rng, num, size):
 
 def products(gradients):
     """`[m, m, B, B]` of gradients `[m, B, n]`."""
-    return np.einsum("tin,sjn->tsij", gradients, gradients)
+    m, B, n = gradients.shape
+    flat = gradients.reshape(m * B, n)
+    return (flat @ flat.T).reshape(m, B, m, B).swapaxes(1, 2)
 
 
 def noisy(rng, means, num_batches, signal, common=0.0):
@@ -63,7 +65,7 @@ def opposed_with_bias(rng):
 
 
 def independent(rng):
-    return noisy(rng, directions(rng, 10, 2000), 32, 0.3), {}
+    return noisy(rng, directions(rng, 6, 600), 32, 0.3), {}
 
 
 def noise_alone(rng, batch_size):
@@ -101,8 +103,12 @@ PROBLEMS = {
         {("conflict", (0, 1))},
         set(),
     ),
-    "one against all": (opposed_with_bias, {("conflict", (0, 4))}, {"conflict"}),
-    "independent": (independent, {("no conflict", tuple(range(10)))}, set()),
+    "one against all": (
+        opposed_with_bias,
+        {("conflict", (0, 4))},
+        {"conflict"},
+    ),
+    "independent": (independent, {("no conflict", tuple(range(6)))}, set()),
     "noise alone, batch 8": (
         lambda rng: noise_alone(rng, 8),
         {("noise", (0, 1))},
