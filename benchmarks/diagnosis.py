@@ -9,7 +9,7 @@ Four parts, of which each is printed and kept in results/diagnosis.json:
 - `memory`: peak memory and time for 40 tasks on a ResNet-18 of width 16.
 - `monitor`: the time of training with `TaskMonitor`, over that without.
 
-`figures` draws docs/figures/diagnosis.png from a real run.
+`figures` draws docs/figures/diagnosis.png and watching.png from a real run.
 
     python -m benchmarks.diagnosis findings intervals memory monitor figures
 """
@@ -24,7 +24,9 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
+from matplotlib.figure import Figure
 
 import keras_mgda
 from keras_mgda.callbacks import TaskMonitor
@@ -33,7 +35,7 @@ from tests.support import task_gradients as drawn
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "diagnosis.json"
-FIGURE = ROOT / "docs" / "figures" / "diagnosis.png"
+FIGURES = ROOT / "docs" / "figures"
 
 # Size of a gradient, signal in a batch, true cosine, noise in common.
 CASES = [
@@ -214,11 +216,47 @@ def figures(num_images=4096):
     )
     name = "sparse_categorical_crossentropy"
     model.compile("adam", {"left": name, "right": name, "sum": "mse"})
-    model.fit(canvas, labels, batch_size=64, epochs=2, verbose=0)
+    with tempfile.TemporaryDirectory() as log_dir:
+        model.fit(
+            canvas,
+            labels,
+            batch_size=64,
+            epochs=8,
+            verbose=0,
+            callbacks=[TaskMonitor(log_dir, every=8)],
+        )
+        draw_events(log_dir)
     found = diagnose(model, (canvas, labels), batch_size=64)
-    found.plot().savefig(FIGURE, dpi=110)
+    found.plot().savefig(FIGURES / "diagnosis.png", dpi=110)
     print(found)
     return json.loads(found.to_json())
+
+
+def draw_events(log_dir):
+    """What TensorBoard shows of a run, from the same file."""
+    scalars, image = {}, None
+    for path in pathlib.Path(log_dir).glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor)
+                if value.tag == "tasks/cosines":
+                    image = tf.io.decode_png(content[2]).numpy()
+                else:
+                    steps = scalars.setdefault(value.tag, [])
+                    steps.append((event.step, float(content)))
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    *curves, matrix = figure.subplots(1, 4)
+    kinds = ("tasks/weight/", "tasks/gradient_norm/", "tasks/cosines/")
+    for axes, kind in zip(curves, kinds, strict=True):
+        for tag, points in scalars.items():
+            if tag.startswith(kind) and not tag.endswith("smallest"):
+                axes.plot(*zip(*points, strict=True), label=tag[len(kind) :])
+        axes.set(title=kind.rstrip("/"), xlabel="step")
+        axes.legend(fontsize="x-small")
+    curves[1].set_yscale("log")
+    matrix.imshow(image)
+    matrix.set(title="tasks/cosines, last epoch", xticks=[], yticks=[])
+    figure.savefig(FIGURES / "watching.png", dpi=110)
 
 
 PARTS = {

@@ -94,6 +94,9 @@ DONE_SIGNAL = 0.05
 # small batch would make all tasks look done.
 DONE_CONTRAST = 5.0
 
+# Findings that are printed; of many tasks, many pairs can be in conflict.
+_MOST_WORDS = 20
+
 # Bytes for the gradients of all batches. What is more is sketched.
 MEMORY = 2**29
 
@@ -250,8 +253,11 @@ class Diagnosis:
             f"- {f.kind}: {', '.join(f.tasks)} "
             f"({', '.join(f'{k} {v:.2g}' for k, v in f.numbers.items())}). "
             f"{f.advice}"
-            for f in self.findings
+            for f in self.findings[:_MOST_WORDS]
         ] or ["- none that the batches support; look at more `steps`."]
+        if len(self.findings) > _MOST_WORDS:
+            more = len(self.findings) - _MOST_WORDS
+            lines.append(f"- and {more} more, in `findings`.")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -392,6 +398,12 @@ def diagnose(
             f"`steps` must be a whole number of at least {MIN_BATCHES}: the "
             "intervals come from the spread over batches. "
             f"Received: {steps!r}."
+        )
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "The model must be on one replica. Received: one of "
+            f"{model.distribute_strategy.num_replicas_in_sync}. Build it again "
+            "outside of the scope of the strategy, and load its weights."
         )
     model, trains_by = _model_of_tasks(model, loss, loss_weights)
     tasks = model.task_names

@@ -474,6 +474,26 @@ def test_it_reads_all_kinds_of_data():
     assert diagnose(model, iter(endless), steps=8).to_json() == first
 
 
+def test_a_model_that_was_never_trained_trains_as_without():
+    histories = []
+    for looked_at in (False, True):
+        model = noisy_model(weighting="uniform")
+        x, y = data(model)
+        if looked_at:
+            diagnose(model, (x, y), steps=8, batch_size=8)
+        history = model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        histories.append(history.history)
+    assert histories[0] == histories[1]
+
+
+def test_several_replicas_are_refused(strategy):
+    with strategy.scope():
+        model = build()
+    x, y = data(model)
+    with pytest.raises(ValueError, match=r"one replica.*Received: one of 2"):
+        diagnose(model, (x, y))
+
+
 def frozen():
     return build(networks.frozen_encoder)
 
