@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.gram_matrices import gram_of, jacobian, random
 from keras_mgda import GradientFork, MGDAModel, SharedRepresentation, weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -19,7 +20,6 @@ from keras_mgda.weightings import (
     PCGrad,
     UPGrad,
 )
-from tests.support.gram_matrices import gram_of, jacobian, random
 from tests.support.weighting_cases import IDENTIFIERS, STATEFUL, TASKS, state
 
 each = pytest.mark.parametrize("identifier", IDENTIFIERS)
