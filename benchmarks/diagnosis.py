@@ -216,17 +216,19 @@ def figures(num_images=4096):
     )
     name = "sparse_categorical_crossentropy"
     model.compile("adam", {"left": name, "right": name, "sum": "mse"})
+    model.fit(canvas, labels, batch_size=64, verbose=0)
+    found = diagnose(model, (canvas, labels), batch_size=128)
     with tempfile.TemporaryDirectory() as log_dir:
         model.fit(
             canvas,
             labels,
             batch_size=64,
             epochs=8,
+            initial_epoch=1,
             verbose=0,
             callbacks=[TaskMonitor(log_dir, every=8)],
         )
         draw_events(log_dir)
-    found = diagnose(model, (canvas, labels), batch_size=64)
     found.plot().savefig(FIGURES / "diagnosis.png", dpi=110)
     print(found)
     return json.loads(found.to_json())

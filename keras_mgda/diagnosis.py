@@ -98,7 +98,7 @@ DONE_CONTRAST = 5.0
 _MOST_WORDS = 20
 
 # Bytes for the gradients of all batches. What is more is sketched.
-MEMORY = 2**29
+MEMORY = 2**28
 
 
 class Estimate(NamedTuple):
@@ -346,7 +346,7 @@ def diagnose(
     Takes the exact gradients of the shared variables for each task in `steps`
     batches, in training mode, and trains nothing: variables, optimizer, moving
     statistics and seed generators are afterwards what they were, also when it
-    is interrupted. Gradients beyond half a gigabyte are represented by a sketch
+    is interrupted. Gradients beyond 256 MiB are represented by sketches
     (Charikar et al., 2002), whose error enters the intervals of the cosines.
 
     Args:
@@ -664,10 +664,12 @@ class _Look:
         if sum(sizes.values()) <= self._limit:
             return tf.concat([_flat(_dense(r)) for r in rows.values()], axis=1)
         self.sketch_size = self._limit
-        sketch, offset = None, 0
+        # One after another into the same place, or each takes as much again.
+        num_tasks = len(self._model.task_names)
+        sketch, offset = tf.zeros([self._limit, num_tasks]), 0
         for i, of_i in rows.items():
-            added = _sketch(of_i, offset, self._limit)
-            sketch = added if sketch is None else sketch + added
+            places, signed = _signed(of_i, offset, self._limit)
+            sketch = tf.tensor_scatter_nd_add(sketch, places[:, None], signed)
             offset += sizes[i]
         return tf.transpose(sketch)
 
@@ -721,8 +723,8 @@ def _flat(rows: tf.Tensor) -> tf.Tensor:
 _PRIME = 2**31 - 1
 
 
-def _sketch(rows: Rows, offset: int, size: int) -> tf.Tensor:
-    """`[size, m]`: entries are given signs, and summed into random places.
+def _signed(rows: Rows, offset: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The places of entries in a sketch, `[n]`, and what to add, `[n, m]`.
 
     Inner products of such sketches have the right mean and the variance
     `(|x|^2 |y|^2 + <x, y>^2) / size` at most (Charikar et al., 2002): signs and
@@ -742,8 +744,7 @@ def _sketch(rows: Rows, offset: int, size: int) -> tf.Tensor:
         entries = _flat(rows)
     places = _hash(numbers + offset, 0) % size
     signs = 1 - 2 * (_hash(numbers + offset, 1) % 2)
-    signed = tf.transpose(entries) * tf.cast(signs, tf.float32)[:, None]
-    return tf.math.unsorted_segment_sum(signed, places, size)
+    return places, tf.transpose(entries * tf.cast(signs, tf.float32))
 
 
 def _hash(numbers: tf.Tensor, seed: int) -> tf.Tensor:
