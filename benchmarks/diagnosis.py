@@ -7,7 +7,8 @@ Four parts, of which each is printed and kept in results/diagnosis.json:
 - `intervals`: how often the 95 % interval of a cosine held the true one, and
   how often that of a bootstrap over the batches did, on the same draws.
 - `memory`: peak memory and time for 40 tasks on a ResNet-18 of width 16.
-- `monitor`: the time of training with `TaskMonitor`, over that without.
+- `monitor`: the processor's time for training with `TaskMonitor`, over that
+  without.
 
 `figures` draws docs/figures/diagnosis.png and watching.png from a real run.
 
@@ -215,7 +216,11 @@ def figures(num_images=4096):
         },
     )
     name = "sparse_categorical_crossentropy"
-    model.compile("adam", {"left": name, "right": name, "sum": "mse"})
+    model.compile(
+        "adam",
+        {"left": name, "right": name, "sum": "mse"},
+        gradients="parameters",
+    )
     model.fit(canvas, labels, batch_size=64, verbose=0)
     found = diagnose(model, (canvas, labels), batch_size=128)
     with tempfile.TemporaryDirectory() as log_dir:
