@@ -331,16 +331,16 @@ class MGDAModel(keras.Model):
             total_loss * num_replicas(), sample_weight=_batch_size(x)
         )
         if self.trainable_variables:
+            loss_scale = self.optimizer.scale_loss(tf.ones([]))
             direction = self._descent.direction(
-                forward,
-                self.trainable_variables,
-                total_loss,
-                loss_scale=self.optimizer.scale_loss(tf.ones([])),
+                forward, self.trainable_variables, total_loss, loss_scale
             )
             self._update.apply(
                 self.optimizer, forward, direction, self.trainable_variables
             )
-            self._descent.note(direction, skips_overflow(self.optimizer))
+            self._descent.note(
+                direction, skips_overflow(self.optimizer), loss_scale
+            )
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         share_statistics(self)
@@ -399,6 +399,11 @@ class MGDAModel(keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            looks = keras.callbacks.LambdaCallback(
+                on_epoch_end=self._look_at_weights
+            )
+            callbacks = [*_listed(callbacks), looks]
         if has_workers(self.distribute_strategy):
             # The last one, when the others have loaded their checkpoints.
             same_start = SameStart(self._start, num_batches(x, batch_size))
@@ -416,6 +421,10 @@ class MGDAModel(keras.Model):
         for message in self._update.skipped.report():
             warnings.warn(message, stacklevel=2)
         return history
+
+    def _look_at_weights(self, epoch: int, logs: Any = None) -> None:
+        if message := self._descent.warning():
+            warnings.warn(message, stacklevel=2)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras. A list holds none of the metrics of `verify`."""

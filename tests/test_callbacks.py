@@ -1,12 +1,16 @@
 import csv
+import itertools
+import pathlib
+import warnings
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_mgda import MGDAModel, SharedRepresentation
-from keras_mgda.callbacks import LogTaskWeights
-from tests.support.networks import plain
+from keras_mgda import MGDAModel, SharedRepresentation, weightings
+from keras_mgda.callbacks import LogTaskWeights, TaskMonitor
+from tests.support.networks import plain, three_tasks
 
 
 def model(**compile_args):
@@ -81,3 +85,215 @@ def test_a_metric_is_not_overwritten():
         model(metrics={"a": taken}).fit(
             *data(), verbose=0, callbacks=[LogTaskWeights()]
         )
+
+
+def monitored(tmp_path, monitor, steps=6, epochs=2, structure=None, **options):
+    keras.utils.set_random_seed(0)
+    built = MGDAModel(*(structure or plain)(SharedRepresentation))
+    built.compile("sgd", "mse", run_eagerly=True, **options)
+    each = EachStep()
+    rng = np.random.default_rng(0)
+    y = {task: rng.normal(size=(4 * steps, 1)) for task in built.task_names}
+    history = built.fit(
+        rng.normal(size=(4 * steps, 8)),
+        y,
+        batch_size=4,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[monitor, each],
+    ).history
+    return history, each
+
+
+class EachStep(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.weights, self.grams = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.weights.append(list(self.model.task_weights.values()))
+        self.grams.append(self.model._descent.gram.numpy())
+
+
+def events(log_dir):
+    """`{tag: [(step, value)]}`, as TensorBoard reads them."""
+    found = {}
+    for path in pathlib.Path(log_dir).glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                tensor = tf.make_ndarray(value.tensor)
+                found.setdefault(value.tag, []).append((event.step, tensor))
+    return found
+
+
+@pytest.mark.parametrize("gradients", ["representation", "parameters"])
+def test_monitor_tells_tensorboard_and_logs_the_same(tmp_path, gradients):
+    history, each = monitored(
+        tmp_path,
+        TaskMonitor(tmp_path, every=4),
+        structure=three_tasks,
+        gradients=gradients,
+    )
+    seen = events(tmp_path)
+    grams = np.array(each.grams)
+    norms = np.sqrt(np.einsum("itt->it", grams))
+    cosines = grams / norms[:, :, None] / norms[:, None]
+    pairs = list(itertools.combinations(range(3), 2))
+    steps = [4, 8, 12]  # of twelve: two epochs of six
+    for t, task in enumerate("abc"):
+        weights = np.array(each.weights)[:, t]
+        for name, values in (
+            ("weight", weights),
+            ("gradient_norm", norms[:, t]),
+        ):
+            shown = seen[f"tasks/{name}/{task}"]
+            assert [step for step, _ in shown] == steps
+            np.testing.assert_allclose(
+                [value for _, value in shown], values[[3, 7, 11]], rtol=1e-6
+            )
+            np.testing.assert_allclose(
+                history[f"{task}_{name}"],
+                [values[3], values[[7, 11]].mean()],
+                rtol=1e-6,
+            )
+    for t, s in pairs:
+        shown = seen[f"tasks/cosines/{'abc'[t]}, {'abc'[s]}"]
+        np.testing.assert_allclose(
+            [value for _, value in shown],
+            cosines[[3, 7, 11], t, s],
+            rtol=1e-4,
+            atol=1e-6,
+        )
+    negative = [sum(cosines[i, t, s] < 0 for t, s in pairs) for i in (3, 7, 11)]
+    assert [value for _, value in seen["tasks/conflicts"]] == negative
+    (_, first), (_, second) = seen["tasks/cosines"]
+    for encoded, of_epoch in (
+        (first, cosines[3]),
+        (second, cosines[[7, 11]].mean(0)),
+    ):
+        width, height, png = encoded
+        image = tf.io.decode_png(png).numpy()
+        assert image.shape == (int(height), int(width), 3)
+        step = len(image) // 3
+        centers = image[step // 2 :: step, step // 2 :: step].astype(int)
+        # Blue where gradients agree, red where they do not.
+        excess = centers[..., 2] - centers[..., 0]
+        clear = np.abs(of_epoch) > 0.02
+        assert (np.sign(excess) == np.sign(of_epoch))[clear].all()
+        assert (np.diag(excess) >= excess.max() - 1).all()
+
+
+def test_monitor_sees_the_gram_matrix_of_the_step(tmp_path):
+    """Against gradients taken by hand, with a loss scale in between."""
+    keras.utils.set_random_seed(0)
+    built = MGDAModel(*plain(SharedRepresentation))
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.0), initial_scale=64.0
+    )
+    built.compile(optimizer, "mse", run_eagerly=True, gradients="parameters")
+    x, y = data()
+    kernel = [v for v in built.trainable_variables if v.shape == (8, 4)]
+    bias = [v for v in built.trainable_variables if v.shape == (4,)]
+    with tf.GradientTape(persistent=True) as tape:
+        losses = {
+            task: tf.reduce_mean((tf.cast(y[task], tf.float32) - of_task) ** 2)
+            for task, of_task in built(x).items()
+        }
+    by_task = [
+        np.concatenate(
+            [
+                g.numpy().ravel()
+                for g in tape.gradient(
+                    losses[t], [kernel[0].value, bias[0].value]
+                )
+            ]
+        )
+        for t in "ab"
+    ]
+    monitor = TaskMonitor(every=1)
+    history = built.fit(
+        x, y, batch_size=24, verbose=0, callbacks=[monitor]
+    ).history
+    for task, gradient in zip("ab", by_task, strict=True):
+        assert history[f"{task}_gradient_norm"][0] == pytest.approx(
+            np.linalg.norm(gradient), rel=1e-5
+        )
+    assert history["task_conflicts"] == [float(by_task[0] @ by_task[1] < 0)]
+
+
+def test_monitor_of_a_short_epoch_shows_its_last_step(tmp_path):
+    history, each = monitored(tmp_path, TaskMonitor())
+    np.testing.assert_allclose(
+        history["a_weight"], np.array(each.weights)[[5, 11], 0]
+    )
+
+
+def test_monitor_waits_for_the_end_of_an_execution(tmp_path):
+    built = model(steps_per_execution=3)
+    built.fit(
+        *data(),
+        batch_size=4,
+        verbose=0,
+        callbacks=[TaskMonitor(tmp_path, every=2)],
+    )
+    shown = events(tmp_path)["tasks/weight/a"]
+    assert [step for step, _ in shown] == [3, 6]
+
+
+def test_monitor_of_the_plain_sum_shows_weights_alone(tmp_path):
+    history, _ = monitored(tmp_path, TaskMonitor(), weighting="uniform")
+    assert history["a_weight"] == [1.0, 1.0]
+    assert "a_gradient_norm" not in history
+    assert "task_conflicts" not in history
+
+
+def test_monitor_shows_a_step_that_is_not_finite(tmp_path):
+    x, y = data()
+    y["a"][5] = np.nan
+    history = model(run_eagerly=True).fit(
+        x, y, batch_size=4, verbose=0, callbacks=[TaskMonitor(tmp_path)]
+    )
+    assert np.isnan(history.history["a_gradient_norm"]).all()
+    assert np.isnan(history.history["task_conflicts"]).all()
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.0, "50"])
+def test_monitor_refuses_no_number_of_steps(every):
+    with pytest.raises(ValueError, match=r"positive whole.*Received:"):
+        TaskMonitor(every=every)
+
+
+def test_monitor_and_task_weights_say_who_has_the_name():
+    with pytest.raises(ValueError, match=r"a_weight.*leave out the other"):
+        model(run_eagerly=True).fit(
+            *data(), verbose=0, callbacks=[TaskMonitor(), LogTaskWeights()]
+        )
+
+
+def train(scale, epochs=1, seed=0, **options):
+    """Task 'b' has labels, and so a gradient, this many times as large."""
+    keras.utils.set_random_seed(seed)
+    built = MGDAModel(*plain(SharedRepresentation))
+    built.compile(
+        keras.optimizers.SGD(1e-6), "mse", run_eagerly=True, **options
+    )
+    x, y = data()
+    y["b"] = y["b"] * scale
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        built.fit(x, y, batch_size=8, epochs=epochs, verbose=0)
+        built.fit(x, y, batch_size=8, verbose=0)
+    return [str(w.message) for w in caught if "of the weight" in str(w.message)]
+
+
+def test_fit_warns_once_where_one_task_has_nearly_all_the_weight():
+    (message,) = train(1e3, epochs=2)
+    assert message.startswith("Task 'a' had 100% of the weight")
+    assert "normalization='l2'" in message
+    # Each way out, taken.
+    assert not train(1e3, weighting="uniform")
+    assert not train(1e3, weighting=weightings.MGDA(normalization="l2"))
+
+
+def test_fit_is_silent_where_both_tasks_steer():
+    assert not train(1.0)

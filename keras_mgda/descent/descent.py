@@ -47,6 +47,9 @@ from keras_mgda.weightings import Weighting
 Gradients = (
     Literal["representation", "parameters", "last", "verified"] | Sequence[Any]
 )
+_NEARLY_ALL = 0.95  # of the weight: what is left to the others changes little
+# A weight that only makes up for a short gradient is none.
+_MOST = 0.55  # of the direction
 _NAMES = ("last", "parameters", "representation", "verified")
 
 
@@ -68,6 +71,8 @@ class Descent:
         weighting: the one that was given, built for these tasks.
         config: the rest, as `compile` takes it again.
         task_weights: `[m]`, a variable: those of the last step.
+        gram: `[m, m]`, a variable: what these were chosen by; NaN if they
+            were not chosen by a Gram matrix.
         metrics: of what was found by looking at directions.
 
     Raises:
@@ -118,6 +123,18 @@ class Descent:
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
+        self.gram = tf.Variable(
+            tf.fill([len(task_names)] * 2, float("nan")),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        # Sums over steps, see `_share_of_weight`.
+        self._shares = tf.Variable(
+            tf.zeros([3, len(task_names)]),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self._has_warned = False
         # Of the first step whose losses the weighting is not defined for.
         self._refused_losses = tf.Variable(
             tf.fill([len(task_names)], float("nan")),
@@ -300,14 +317,22 @@ class Descent:
         with tf.control_dependencies([task_losses]):
             return self._kept.weights(choose)
 
-    def note(self, direction: Direction, skips: bool) -> None:
+    def note(
+        self, direction: Direction, skips: bool, loss_scale: tf.Tensor
+    ) -> None:
         """Notes what a step found.
 
         Args:
             direction: of the step.
             skips: whether a step that is not finite is skipped.
+            loss_scale: `[]`, what the gradients were multiplied by.
         """
         self.task_weights.assign(direction.task_weights)
+        if self.weighting.uses_gram:
+            self.gram.assign(direction.gram / loss_scale**2)
+            self._shares.assign_add(
+                _share_of_weight(direction.task_weights, direction.gram)
+            )
         found = direction.verification or ()
         for metric, value in zip(self.metrics, found, strict=False):
             value = tf.cast(value, tf.float32)
@@ -315,6 +340,48 @@ class Descent:
             metric.update_state(
                 tf.where(counts, value, 0.0), tf.cast(counts, tf.float32)
             )
+
+    def warning(self) -> str | None:
+        """That one task had nearly all the weight since the last call, once."""
+        of_weight, of_direction, number = self._shares.numpy()
+        self._shares.assign(tf.zeros_like(self._shares))
+        t = int(of_weight.argmax())
+        share = of_weight[t] / max(number[t], 1.0)
+        if (
+            self._has_warned
+            or len(of_weight) < 2
+            or share <= _NEARLY_ALL
+            or of_direction[t] <= _MOST * number[t]
+        ):
+            return None
+        self._has_warned = True
+        return (
+            f"Task '{self._task_names[t]}' had {share:.0%} of the weight on "
+            "average in this epoch: the encoder learns next to nothing from "
+            "the others. If that is not what you want, weigh by "
+            "`keras_mgda.weightings.MGDA(normalization='l2')`, which knows no "
+            "scale of losses, by 'loss+', or by the plain sum, "
+            "`weighting='uniform'`; `keras_mgda.diagnose(model, data)` tells "
+            "the reason."
+        )
+
+
+def _share_of_weight(task_weights: tf.Tensor, gram: tf.Tensor) -> tf.Tensor:
+    """`[3, m]`: shares of `w_t`, of `w_t ||g_t||`, and ones to count them.
+
+    Zero for a step that is not finite.
+    """
+    w = tf.abs(task_weights)
+    lengths = w * tf.sqrt(tf.maximum(tf.linalg.diag_part(gram), 0.0))
+    shares = tf.stack(
+        [
+            w / tf.reduce_sum(w),
+            lengths / tf.reduce_sum(lengths),
+            tf.ones_like(w),
+        ]
+    )
+    known = tf.reduce_all(tf.math.is_finite(shares))
+    return tf.where(known, shares, tf.zeros_like(shares))
 
 
 def _along_gradients(

@@ -128,9 +128,7 @@ def along_parameters(gradients: TaskGradients, weigh: Weigh) -> Direction:
         Sener & Koltun, 2018, equation 3.
     """
     check_tasks_are_trained(gradients)
-    # One task after another: memory for one backward pass, not for m.
-    rows = jacobian(gradients, gradients.in_encoder())
-    gram, rows = _gram_of_rows(gradients, rows)
+    gram, rows = gram_of_parameters(gradients)
     task_weights = weigh(gram)
     shared = {i: combine(task_weights, of_i) for i, of_i in rows.items()}
     return with_heads(gradients, shared, task_weights, gram)
@@ -170,6 +168,15 @@ def gram_of_representation(gradients: TaskGradients) -> tf.Tensor:
     if gradients.past_z:
         gram += _gram(gradients.past_z)
     return gram
+
+
+def gram_of_parameters(
+    gradients: TaskGradients,
+) -> tuple[tf.Tensor, dict[int, Rows]]:
+    """Over all shared variables, and the rows `{variable index: rows}`."""
+    # One task after another: memory for one backward pass, not for m.
+    rows = jacobian(gradients, gradients.in_encoder())
+    return _gram_of_rows(gradients, rows)
 
 
 def gram_of_layers(
