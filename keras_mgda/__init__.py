@@ -39,17 +39,21 @@ from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
 
 if _typing.TYPE_CHECKING:
-    from keras_mgda import serving
+    from keras_mgda import comparison, serving
+    from keras_mgda.comparison import Comparison, compare
     from keras_mgda.serving.export import export_saved_model
 
 __version__ = _metadata.version("keras_mgda")
 
 __all__ = [
+    "Comparison",
     "GradientFork",
     "MGDAModel",
     "MinNormPoint",
     "SharedRepresentation",
     "callbacks",
+    "compare",
+    "comparison",
     "datasets",
     "export_saved_model",
     "gram_matrix",
@@ -61,6 +65,9 @@ __all__ = [
 
 # Loaded when they are asked for: training needs none of it.
 _LAZY = {
+    "comparison": "keras_mgda.comparison",
+    "compare": "keras_mgda.comparison",
+    "Comparison": "keras_mgda.comparison",
     "serving": "keras_mgda.serving",
     "export_saved_model": "keras_mgda.serving.export",
 }
@@ -70,7 +77,8 @@ def __getattr__(name: str) -> _typing.Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'keras_mgda' has no attribute {name!r}")
     module = _importlib.import_module(_LAZY[name])
-    return module if name == "serving" else getattr(module, name)
+    is_module = _LAZY[name] == f"{__name__}.{name}"
+    return module if is_module else getattr(module, name)
 
 
 def __dir__() -> list[str]:
