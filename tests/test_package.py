@@ -55,7 +55,9 @@ def test_serving_is_loaded_when_it_is_asked_for():
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    version = re.search(r'version = "(.*)"', (ROOT / "pyproject.toml").read_text())
+    version = re.search(
+        r'version = "(.*)"', (ROOT / "pyproject.toml").read_text()
+    )
     assert done.stdout.strip() == version[1]
 
 

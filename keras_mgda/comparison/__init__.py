@@ -208,7 +208,6 @@ def compare(
     given = {"train": train, "validation": validation, "test": test}
     digests = splits.digests(given, allow_overlap)
     path = pathlib.Path(results)
-    results_file.check_writable(path)
     with running(executor, problem) as submit:
         settings = {
             **problem.described(),

@@ -21,7 +21,6 @@ from keras_mgda.comparison.statistics import (
     Interval,
     holm,
     mean_interval,
-    mean_ranks,
     optional,
     paired_p_value,
 )
@@ -150,7 +149,7 @@ class Comparison:
                 "file."
             )
         chosen = {
-            method: self._choose(parts, reference)
+            method: choose(parts, reference, self._lower)
             for method, parts in tried.items()
         }
         self._test = {
@@ -193,36 +192,13 @@ class Comparison:
             )
         return cls(results_file.of_data(lines, name).values())
 
-    def _choose(
-        self, parts: Parts, reference: Mapping[str, float]
-    ) -> tuple[dict[Any, list[Line] | None], float | None]:
-        """The lines of what is chosen in each part, and the mean score."""
-        lines: dict[Any, list[Line] | None] = {}
-        scores: list[float] = []
-        for part, candidates in parts.items():
-            # The choice sees what is on validation alone.
-            best = choose(
-                {
-                    candidate: [line["validation"] for line in of_seeds]
-                    for candidate, of_seeds in candidates.items()
-                },
-                reference,
-                self._lower,
-            )
-            lines[part] = None
-            if best is not None:
-                lines[part] = candidates[best[0]]
-                scores.append(best[1])
-        whole = len(scores) == len(parts)
-        return lines, float(np.mean(scores)) if whole else None
-
     def _on_test(
-        self, chosen: Mapping[Any, list[Line] | None]
+        self, chosen: Mapping[Any, list[Line]]
     ) -> NDArray[np.float64] | None:
         """`M [S, m]` of the chosen lines; `None` if some diverged."""
         columns = []
         for task in self.task_names:
-            lines = chosen[task if task in chosen else None]
+            lines = chosen.get(task, chosen.get(None))
             if lines is None or any(line["test"] is None for line in lines):
                 return None
             columns.append([line["test"][task] for line in lines])
@@ -242,7 +218,7 @@ class Comparison:
     def _make_rows(
         self,
         tried: Mapping[str, Parts],
-        chosen: Mapping[str, tuple[dict[Any, list[Line] | None], float | None]],
+        chosen: Mapping[str, tuple[dict[Any, list[Line]], float | None]],
     ) -> list[Row]:
         delta_m = {m: of.mean(axis=1) for m, of in self._changes().items()}
         differences = {
@@ -255,19 +231,20 @@ class Comparison:
         if self._test:
             means = np.array([of.mean(axis=0) for of in self._test.values()])
             signs = [1 if t in self._lower else -1 for t in self.task_names]
-            ranks = dict(zip(self._test, mean_ranks(means * signs)))  # noqa: B905
+            of_tasks = optional("scipy.stats").rankdata(means * signs, axis=0)
+            ranks = dict(zip(self._test, of_tasks.mean(1).tolist()))  # noqa: B905
         seconds_of_sum = _seconds(tried[PLAIN_SUM])
         rows = []
         for method, parts in tried.items():
             of_parts, score = chosen[method]
             diverged = method not in self._test
-            of_tasks = self._test[method].T if method in self._test else []
+            values = self._test.get(method, np.empty((0, 0)))
             rows.append(
                 Row(
                     method=method,
                     test={
                         task: mean_interval(values)
-                        for task, values in zip(self.task_names, of_tasks)  # noqa: B905
+                        for task, values in zip(self.task_names, values.T)  # noqa: B905
                     },
                     delta_m=_interval(delta_m.get(method)),
                     difference=_interval(differences.get(method)),
@@ -466,11 +443,10 @@ def _ratio(left: float | None, right: float | None) -> float | None:
     return left / right if left and right else None
 
 
-def _settings(chosen: Mapping[Any, list[Line] | None]) -> dict[str, Any]:
-    settings = {
+def _settings(chosen: Mapping[Any, list[Line]]) -> dict[str, Any]:
+    settings: dict[Any, Any] = {
         part: {key: lines[0][key] for key in ("learning_rate", "options")}
         for part, lines in chosen.items()
-        if lines is not None
     }
     return settings.get(None, settings)
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -119,24 +118,21 @@ def running(
     if isinstance(executor, Executor):
         yield executor.submit
         return
-    if isinstance(executor, bool) or not isinstance(
-        executor, (int, type(None))
-    ):
+    number = 1 if executor is None else executor
+    if type(number) is not int:
         raise ValueError(
             "`executor` must be a `concurrent.futures.Executor`, a number of "
             f"processes, or `None`. Received: {executor!r}. A Dask client has "
             "`get_executor()`."
         )
     _check_picklable(problem)
-    with FreshProcesses(1 if executor is None else executor) as own:
+    with FreshProcesses(number) as own:
         yield own.submit
 
 
 def _check_picklable(problem: Problem) -> None:
-    """Raises a `ValueError` that names what cannot go to another process."""
     interactive = not hasattr(sys.modules["__main__"], "__file__")
-    for field in dataclasses.fields(problem):
-        value = getattr(problem, field.name)
+    for name, value in vars(problem).items():
         reason = ""
         try:
             pickle.dumps(value)
@@ -146,12 +142,11 @@ def _check_picklable(problem: Problem) -> None:
             reason = "it was defined in an interactive session"
         if reason:
             raise ValueError(
-                f"`{field.name}` must be picklable, because every training "
-                "has a process of its own: a function at the top level of a "
-                "module is, a lambda, a nested function or a "
-                f"`tf.data.Dataset` is not. Received: {value!r} ({reason}). "
-                "Move it to a module, or pass "
-                "`executor=keras_mgda.comparison.InProcess()`."
+                f"`{name}` must be picklable, because every training has a "
+                "process of its own: a function at the top level of a module "
+                "is, a lambda, a nested function or a `tf.data.Dataset` is "
+                f"not. Received: {value!r} ({reason}). Move it to a module, or "
+                "pass `executor=keras_mgda.comparison.InProcess()`."
             )
 
 
@@ -163,38 +158,20 @@ def run_all(
     """Submits all, and notes each as it ends.
 
     If `note` raises, nothing else begins; what runs ends and is noted before
-    the first error goes on.
+    the error goes on.
     """
     waiting: dict[Future[Any], T] = {}
-    errors: list[Exception] = []
-
-    def note_all(ended: Iterable["Future[Any]"]) -> None:
-        for future in ended:
-            argument = waiting.pop(future)
-            if future.cancelled():
-                continue
-            try:
-                note(argument, future)
-            except Exception as error:
-                errors.append(error)
-                for other in waiting:
-                    other.cancel()
-
     try:
         for argument in arguments:
             waiting[submit(argument)] = argument
             # In this process it is over, and may be the last that is.
-            note_all([future for future in waiting if future.done()])
-            if errors:
-                break
-        while waiting:
-            note_all(
-                concurrent.futures.wait(
-                    waiting, return_when=concurrent.futures.FIRST_COMPLETED
-                ).done
-            )
-    finally:
-        for future in waiting:
-            future.cancel()
-    if errors:
-        raise errors[0]
+            for ended in [future for future in waiting if future.done()]:
+                note(waiting.pop(ended), ended)
+        for ended in concurrent.futures.as_completed(list(waiting)):
+            note(waiting.pop(ended), ended)
+    except BaseException:
+        still = [future for future in waiting if not future.cancel()]
+        for ended in concurrent.futures.as_completed(still):
+            with contextlib.suppress(Exception):
+                note(waiting[ended], ended)
+        raise

@@ -30,22 +30,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_writable(path: pathlib.Path) -> None:
-    """Makes the file. Raises an `OSError` if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            "`results` must be a file that can be written, for every training "
-            f"leaves a line there. Received: {error.strerror}. Take another "
-            "path.",
-            str(path),
-        ) from error
-
-
 def append(path: pathlib.Path, line: Mapping[str, Any]) -> None:
     """Writes a whole line, or nothing.
 
@@ -119,11 +103,14 @@ def go_on(
 ) -> dict[str, Line]:
     """`{key: line}` of the trainings that ended, of the data of this name.
 
-    Takes a torn line off the end, so that others can be appended.
+    Makes the file, or takes a torn line off its end: others can be appended.
 
     Raises:
+        OSError: if the file cannot be written.
         ValueError: if settings, or the options of a method, were others.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("ab").close()
     lines = read(path)
     finished = of_data(lines, name)
     options: dict[str, list[Any]] = {}

@@ -1,6 +1,7 @@
 """What was tried, and what validation chooses from it."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from keras_mgda import pareto
 from keras_mgda.comparison.methods import SINGLE_TASKS
-from keras_mgda.comparison.problem import Line, Values
+from keras_mgda.comparison.problem import Line
 
 # {task or None: {candidate: [line of each seed]}}, of a method. A candidate is
 # a learning rate with options.
@@ -56,28 +57,39 @@ def searches(
 
 
 def choose(
-    validation: Mapping[str, Sequence[Values | None]],
-    reference: Mapping[str, float],
-    lower: Iterable[str],
-) -> tuple[str, float] | None:
-    """The candidate with the best mean score, and that score.
+    parts: Parts, reference: Mapping[str, float], lower: Iterable[str]
+) -> tuple[dict[Any, list[Line]], float | None]:
+    """The best mean score on validation, and the lines of it, in each part.
 
-    One that diverged for some seed is not chosen. Knows of no test split.
+    A candidate that diverged for some seed is not chosen; a part in which all
+    of them did is left out. What the lines say of the test split is not read.
 
     Args:
-        validation: `{candidate: [metrics of each seed]}`, `None` where it
-            diverged.
+        parts: of a method.
         reference: `{task: R_t}`.
         lower: the tasks that are measured by an error.
+
+    Returns:
+        `{part: [line of each seed]}`, and the mean score; `None` if a part is
+        missing.
     """
 
-    def score(values: Values) -> float:
+    def score(line: Line) -> float:
+        values = line["validation"]
+        if values is None:
+            return -math.inf
         of_tasks = {task: reference[task] for task in values}
         return pareto.delta_m(values, of_tasks, set(lower) & set(values))
 
-    scores = {
-        candidate: float(np.mean([score(v) for v in of_seeds if v is not None]))
-        for candidate, of_seeds in validation.items()
-        if None not in of_seeds
-    }
-    return max(scores.items(), key=lambda item: item[1], default=None)
+    chosen, scores = {}, []
+    for part, candidates in parts.items():
+        means = {
+            candidate: float(np.mean([score(line) for line in of_seeds]))
+            for candidate, of_seeds in candidates.items()
+        }
+        best = max(means, key=means.__getitem__)
+        scores.append(means[best])
+        if means[best] > -math.inf:
+            chosen[part] = candidates[best]
+    whole = len(chosen) == len(parts)
+    return chosen, float(np.mean(scores)) if whole else None

@@ -1,4 +1,4 @@
-"""What can be said from a few seeds: intervals, p values and ranks.
+"""What can be said from a few seeds: intervals and p values.
 
 SciPy is imported when it is needed; it comes with the extra
 `keras_mgda[compare]`.
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 # In percent. Below is what float32 metrics round away.
 _ROUNDING = 1e-5
@@ -102,26 +101,6 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
         largest = max(largest, (len(known) - place) * known[name])
         corrected[name] = min(1.0, largest)
     return corrected
-
-
-def mean_ranks(values: ArrayLike) -> list[float]:
-    """Ranks in each column, the smallest first, and their mean in each row.
-
-    Equal values share the mean of their ranks.
-
-    Args:
-        values: `[n, m]`.
-
-    Example:
-
-    >>> mean_ranks([[1.0, 5.0], [2.0, 5.0]])
-    [1.25, 1.75]
-    """
-    values = np.asarray(values, float)
-    below = (values[None] < values[:, None]).sum(axis=1)
-    equal = (values[None] == values[:, None]).sum(axis=1)
-    ranks: list[float] = (below + (equal + 1) / 2).mean(axis=1).tolist()
-    return ranks
 
 
 @functools.cache
