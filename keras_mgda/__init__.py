@@ -77,8 +77,7 @@ def __getattr__(name: str) -> _typing.Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'keras_mgda' has no attribute {name!r}")
     module = _importlib.import_module(_LAZY[name])
-    is_module = _LAZY[name] == f"{__name__}.{name}"
-    return module if is_module else getattr(module, name)
+    return getattr(module, name, module)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ where it is to be small. Statistics need SciPy and plots matplotlib: the extra
 `methods`, `splits` and the other arguments make a `problem`. A `training` of it
 runs in one of the `executors`, and leaves a line in the `results_file`. Among
 these lines `search` chooses, `statistics` tells a difference from chance, and
-`comparison` is what is said to the user.
+`report` says what was found.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ from typing import Any
 import keras
 
 from keras_mgda.comparison import results_file, splits, training
-from keras_mgda.comparison.comparison import Comparison, Row
 from keras_mgda.comparison.executors import (
     FreshProcesses,
     InProcess,
@@ -39,6 +38,7 @@ from keras_mgda.comparison.problem import (
     check_search,
     plan,
 )
+from keras_mgda.comparison.report import Comparison, Row
 from keras_mgda.comparison.settings import described, portable
 from keras_mgda.comparison.statistics import Interval, optional
 
