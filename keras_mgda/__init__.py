@@ -39,7 +39,7 @@ from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
 
 if _typing.TYPE_CHECKING:
-    from keras_mgda import comparison, serving
+    from keras_mgda import comparison, problems, serving
     from keras_mgda.comparison import Comparison, compare
     from keras_mgda.serving.export import export_saved_model
 
@@ -59,6 +59,7 @@ __all__ = [
     "gram_matrix",
     "min_norm_point",
     "pareto",
+    "problems",
     "serving",
     "weightings",
 ]
@@ -68,6 +69,7 @@ _LAZY = {
     "comparison": "keras_mgda.comparison",
     "compare": "keras_mgda.comparison",
     "Comparison": "keras_mgda.comparison",
+    "problems": "keras_mgda.problems",
     "serving": "keras_mgda.serving",
     "export_saved_model": "keras_mgda.serving.export",
 }
