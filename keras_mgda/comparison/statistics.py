@@ -34,7 +34,8 @@ class Interval:
         if self.half_width > 0:
             digits = max(0, 1 - math.floor(math.log10(self.half_width)))
         digits = min(digits, 6)
-        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
+        mean = round(self.mean, digits) + 0.0  # not -0.0
+        return f"{mean:.{digits}f} ± {self.half_width:.{digits}f}"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 
 from keras_mgda.comparison.statistics import (
+    Interval,
     holm,
     mean_interval,
     paired_p_value,
@@ -36,3 +37,18 @@ def test_correction_of_holm_by_hand():
     # Never less than that of a smaller one, and never more than 1.
     assert holm({"x": 0.03, "y": 0.031}) == {"x": 0.06, "y": 0.06}
     assert holm({"x": 0.7, "y": 0.8}) == {"x": 1.0, "y": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "text"),
+    [
+        (-0.001, 3.14, "0.0 ± 3.1"),
+        (-12.34, 0.5, "-12.34 ± 0.50"),
+        (0.917, 0.0035, "0.9170 ± 0.0035"),
+        (1234.5, 99.0, "1234 ± 99"),
+        (0.5, 0.0, "0.50 ± 0.00"),
+        (0.123456, None, "0.1235"),
+    ],
+)
+def test_intervals_show_two_digits_of_their_width(mean, half_width, text):
+    assert str(Interval(mean, half_width)) == text
