@@ -14,6 +14,7 @@ import scipy.stats
 
 from benchmarks.harness import RESULTS, ROOT, lines, load
 from examples import report
+from keras_mgda.comparison import Comparison
 from keras_mgda.pareto import delta_m
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -392,6 +393,11 @@ def text():
     return text_report.table(lines("text.jsonl"))
 
 
+def compare_digits(folder=RESULTS):
+    """As `python -m examples.compare_digits` prints it."""
+    return str(Comparison.read(folder / "compare_digits.jsonl"))
+
+
 TABLES = {
     "demo": demo,
     "scaling": scaling,
@@ -405,6 +411,7 @@ TABLES = {
     "cost": cost,
     "many_tasks": many_tasks,
     "text": text,
+    "compare_digits": compare_digits,
 }
 
 

@@ -39,17 +39,21 @@ from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
 
 if _typing.TYPE_CHECKING:
-    from keras_mgda import problems, serving
+    from keras_mgda import comparison, problems, serving
+    from keras_mgda.comparison import Comparison, compare
     from keras_mgda.serving.export import export_saved_model
 
 __version__ = _metadata.version("keras_mgda")
 
 __all__ = [
+    "Comparison",
     "GradientFork",
     "MGDAModel",
     "MinNormPoint",
     "SharedRepresentation",
     "callbacks",
+    "compare",
+    "comparison",
     "datasets",
     "export_saved_model",
     "gram_matrix",
@@ -62,6 +66,9 @@ __all__ = [
 
 # Loaded when they are asked for: training needs none of it.
 _LAZY = {
+    "comparison": "keras_mgda.comparison",
+    "compare": "keras_mgda.comparison",
+    "Comparison": "keras_mgda.comparison",
     "problems": "keras_mgda.problems",
     "serving": "keras_mgda.serving",
     "export_saved_model": "keras_mgda.serving.export",

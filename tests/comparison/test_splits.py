@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mgda.comparison.splits import digests
+from tests.support.comparison_job import split
+from tests.support.refusal import refused
+
+TRAIN, VALIDATION, TEST = (split(seed) for seed in range(3))
+
+
+def of(**splits):
+    given = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    return given | splits
+
+
+def test_overlap_may_be_allowed():
+    splits = of(validation=(TRAIN[0].copy(), TRAIN[1]))
+    with refused("32 different inputs that are in `train` and in `validation`"):
+        digests(splits, allow_overlap=False)
+    found = digests(splits, allow_overlap=True)
+    assert found["train"] == found["validation"] != found["test"]
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        lambda x: x.astype("float64"),
+        lambda x: np.where(x == x[0], -x * 0, x)[1:],
+        lambda x: {"image": x},
+    ],
+)
+def test_an_example_is_known_whatever_its_type(alike):
+    with refused("No example must be in two splits"):
+        digests(of(test=(alike(TRAIN[0]), TEST[1])), allow_overlap=False)
+
+
+def test_text_is_compared_too():
+    labels = {"a": [0.0, 1.0]}
+    one, two = np.array(["a b", "c"], object), np.array(["c", "d"])
+    with refused("1 different inputs"):
+        digests(of(train=(one, labels), test=(two, labels)), False)
+
+
+def test_digests_tell_labels_and_weights_apart():
+    x, y = TRAIN
+    other = x, y | {"a": y["a"] + 1}
+    weighted = x, y, np.ones(len(x))
+    found = {
+        digests(of(train=train), False)["train"]
+        for train in (TRAIN, other, weighted, lambda: TRAIN)
+    }
+    assert len(found) == 3
+    data_set = tf.data.Dataset.from_tensor_slices(TRAIN)
+    assert digests(of(train=data_set), False)["train"] is None
