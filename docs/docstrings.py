@@ -1,0 +1,39 @@
+"""Our docstrings as mkdocstrings reads them.
+
+They end as those of Keras do, with an `Example:` that is not indented. Google's
+style, which mkdocstrings knows, has a section `Examples:` that is.
+"""
+
+import re
+import textwrap
+from typing import Any
+
+import griffe
+
+# Up to the next title of a section, or to the end.
+_EXAMPLE = re.compile(r"(?ms)^Example:\n\n(.*?)(?=^[A-Z][A-Za-z ]*:$|\Z)")
+
+
+def with_sections(text: str) -> str:
+    """The docstring with its example as a section.
+
+    >>> print(with_sections("One.\\n\\nExample:\\n\\n>>> 1 + 1\\n2"))
+    One.
+    <BLANKLINE>
+    Examples:
+        >>> 1 + 1
+        2
+    """
+
+    def section(found: re.Match[str]) -> str:
+        return "Examples:\n" + textwrap.indent(found[1], "    ")
+
+    return _EXAMPLE.sub(section, text)
+
+
+class Docstrings(griffe.Extension):
+    """Rewrites every docstring as it is loaded."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = with_sections(obj.docstring.value)
