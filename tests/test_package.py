@@ -55,7 +55,9 @@ def test_serving_is_loaded_when_it_is_asked_for():
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    version = re.search(r'version = "(.*)"', (ROOT / "pyproject.toml").read_text())
+    version = re.search(
+        r'version = "(.*)"', (ROOT / "pyproject.toml").read_text()
+    )
     assert done.stdout.strip() == version[1]
 
 
@@ -216,11 +218,3 @@ def test_import_with_a_backend_that_is_not_installed_says_what_to_set():
         KERAS_BACKEND="jax",
     )
     assert "KERAS_BACKEND=tensorflow" in refusal(process)
-
-
-def test_readme_runs(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", readme)
-    assert blocks
-    process = python("\n".join(blocks), cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
