@@ -1,6 +1,6 @@
 """Table 3 of the paper: what each method reaches on overlapping digits.
 
-The network, the data and the training are those of examples/multi_mnist.py.
+The network, the data and the training are those of `examples.multi_mnist`.
 First every method tries every learning rate, with one seed and `search_epochs`;
 the best mean accuracy on the validation split decides. Then all seeds are
 trained for `epochs`, and the epoch chosen alike. The accuracies on the test
@@ -10,32 +10,19 @@ Each run is a line of results/accuracy.jsonl once it is finished, and is not
 repeated: start the script again to go on. A run with another number of epochs
 is another run, and goes to another table. Also draws docs/figures/accuracy.png.
 
-    python benchmarks/accuracy.py [--data-dir DIR] [--epochs 100] [--seeds 3]
+    python -m benchmarks.accuracy [--data-dir DIR] [--epochs 100] [--seeds 3]
 """
 
-import argparse
 import functools
-import json
-import pathlib
 import statistics
-import sys
 import time
 
-import keras
-import results
-import tables
-import tensorflow as tf
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
-FIGURE = ROOT / "docs" / "figures" / "accuracy.png"
-sys.path.append(str(ROOT / "examples"))
-
-import multi_mnist  # noqa: E402
-import two_digits  # noqa: E402
-from multi_mnist import TASKS, Method  # noqa: E402
+from benchmarks import harness, tables
+from examples import multi_mnist, report, two_digits
+from examples.multi_mnist import TASKS, Method
 
 
 def fixed(left):
@@ -65,125 +52,87 @@ SHOWN = [name for name in METHODS if not name.startswith(("fixed", "single"))]
 COLORS = dict(zip(SHOWN, colormaps["Dark2"].colors, strict=True))
 
 
-def identity(run):
-    """What a run is, apart from what it found."""
-    return tuple(
-        run[key]
-        for key in ("method", "learning_rate", "seed", "epochs", "images")
-    )
-
-
-def finished():
-    return {identity(run): run for run in results.lines(RESULTS.name)}
-
-
-def run(name, learning_rate, seed, epochs, data, search=False):
-    """The line of this run: read, or trained and written."""
-    asked = {
-        "method": name,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "epochs": epochs,
-        "images": len(data["train"][0]),
-    }
-    if known := finished().get(identity(asked)):
-        return known
-    print(f"{name}, {epochs} epochs:", flush=True)
+def train(name, learning_rate, seed, epochs, images, data_dir):
+    """The best epoch of a run, and its accuracies."""
     start = time.perf_counter()
+    data = two_digits.load("mnist", data_dir, images=images)
     settings = multi_mnist.SETTINGS["mnist"]._replace(epochs=epochs)
     trained = multi_mnist.train(
         METHODS[name], data, settings, learning_rate, seed
     )
-    found = asked | {
-        "search": search,
+    return {
         "best_epoch": trained.epoch,
         "validation": multi_mnist.accuracies(trained.model, data["validation"]),
         "test": multi_mnist.accuracies(trained.model, data["test"]),
         "seconds": round(time.perf_counter() - start, 1),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(found) + "\n")
-    keras.backend.clear_session()
-    return found
 
 
-def draw():
+def draw(args):
     """For each number of epochs the plane of the two tasks."""
-    numbers = results.accuracy_epochs()
-    figure = Figure(figsize=(6.5 * len(numbers), 5.5), layout="constrained")
-    all_axes = figure.subplots(1, len(numbers), squeeze=False)[0]
-    for axes, epochs in zip(all_axes, numbers, strict=True):
-        draw_plane(axes, epochs)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=110)
-
-
-def draw_plane(axes, epochs):
-    """Small dots are seeds, large ones their means."""
-    runs = results.accuracy_runs(epochs)
-    rows = results.accuracy_rows(epochs)
-    means = {
-        name: [row[task][0] for task in TASKS]
-        for name, row in rows.items()
-        if set(row) >= set(TASKS)
-    }
-    fixed = [n for n in means if n == "uniform" or n.startswith("fixed")]
-    line = sorted(means[name] for name in fixed)
-    axes.plot(*zip(*line, strict=True), color="0.7", zorder=0)
-    for name, mean in means.items():
-        seeds = [[run["test"][t] for t in TASKS] for run in runs[name].values()]
-        color = COLORS.get(name, "0.5")
-        axes.scatter(*zip(*seeds, strict=True), s=10, color=color, alpha=0.5)
-        marker = "s" if name in fixed else "o"
-        axes.scatter(*mean, s=60, color=color, marker=marker, label=name)
-    for task, along, limits in (
-        ("left", axes.axvline, axes.set_xlim),
-        ("right", axes.axhline, axes.set_ylim),
-    ):
-        single, _ = rows[f"single task, {task}"][task]
-        along(single, color="0.6", linestyle="--", zorder=0)
-        limits(single - 4, single + 1)  # the ends of the line are far off
-    axes.set_title(f"{epochs} epochs. Dashed: single tasks")
-    axes.set_xlabel("left digit, test accuracy in %")
-    axes.set_ylabel("right digit, test accuracy in %")
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    tables_of = tables.accuracy_runs(args.results)
+    figure = Figure(figsize=(6.5 * len(tables_of), 5.5), layout="constrained")
+    all_axes = figure.subplots(1, len(tables_of), squeeze=False)[0]
+    for axes, (epochs, runs) in zip(all_axes, tables_of.items(), strict=True):
+        both = {
+            name: [run["test"] for run in of_seeds.values()]
+            for name, of_seeds in runs.items()
+            if not name.startswith("single")
+        }
+        single = list(tables.single_tasks(runs).values())
+        line = [n for n in both if n == "uniform" or n.startswith("fixed")]
+        report.plane(axes, both, single, COLORS, line)
+        left, right = report.means(single)  # the ends of the line are far off
+        axes.set(xlim=(left - 4, left + 1), ylim=(right - 4, right + 1))
+        axes.set_title(f"{epochs} epochs")
+    args.figures.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.figures / "accuracy.png", dpi=110)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", help="of TensorFlow Datasets")
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument(
-        "--search-epochs", type=int, help="of the search; default: as many"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS)
-    parser.add_argument("--images", type=int, help="of each split, at most")
+    parser = harness.parser(__doc__, epochs=100, seeds=3)
+    add = parser.add_argument
+    add("--search-epochs", type=int, help="of the search; default: as many")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--data-dir", help="of TensorFlow Datasets")
+    add("--images", type=int, help="of each split, at most")
     args = parser.parse_args(argv)
-    data = {
-        split: (x[: args.images], {t: y[t][: args.images] for t in y})
-        for split, (x, y) in two_digits.load("mnist", args.data_dir).items()
-    }
-    methods = args.methods or list(METHODS)
-    search_epochs = args.search_epochs or args.epochs
+    data = two_digits.load("mnist", args.data_dir, images=args.images)
+    images = len(data["train"][0])
+
+    def run(name, rate, seed, epochs, search=False):
+        """The line of this run: read, or trained and written."""
+        asked = {
+            "method": name,
+            "learning_rate": rate,
+            "seed": seed,
+            "epochs": epochs,
+            "images": images,
+        }
+
+        def measure():
+            print(f"{name}, {epochs} epochs:", flush=True)
+            return {"search": search} | harness.in_fresh_process(
+                train, name, rate, seed, epochs, args.images, args.data_dir
+            )
+
+        return harness.once(args.results / "accuracy.jsonl", asked, measure)
 
     def reached(name, rate):
-        found = run(name, rate, 0, search_epochs, data, search=True)
+        epochs = args.search_epochs or args.epochs
+        found = run(name, rate, 0, epochs, search=True)
         return statistics.mean(found["validation"].values())
 
     chosen = {
         name: max(LEARNING_RATES, key=functools.partial(reached, name))
-        for name in methods
+        for name in args.methods
     }
     # Seed by seed, so that what is there when time is up can be compared.
     for seed in range(args.seeds):
-        for name in methods:
-            run(name, chosen[name], seed, args.epochs, data)
-    print(tables.accuracy())
-    draw()
+        for name in args.methods:
+            run(name, chosen[name], seed, args.epochs)
+    print(tables.accuracy(args.results))
+    draw(args)
 
 
 if __name__ == "__main__":

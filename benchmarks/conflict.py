@@ -10,65 +10,29 @@ step by step, medians of the ratios to the plain mean.
 Resumable: a line of results/conflict.jsonl for each network, number of tasks,
 and seed. Draws docs/figures/conflict.png; tables.py makes the tables.
 
-    python benchmarks/conflict.py [--data digits] [--seeds 3] [--steps 150]
+    python -m benchmarks.conflict [--data digits] [--seeds 3] [--steps 150]
 """
 
-import argparse
-import json
-import pathlib
-import platform
-import statistics
-import sys
-import time
+import functools
 
 import keras
 import numpy as np
-import results
 from keras import layers
 from matplotlib.figure import Figure
 
 import keras_mgda
+from benchmarks import harness, tables
+from examples import networks, two_digits
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import two_digits  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "conflict.jsonl"
-FIGURE = ROOT / "docs" / "figures" / "conflict.png"
 TIMED = 30  # steps, after as many to warm up
 
 
-def lenet(x, dropout=0.0):
-    x = layers.Conv2D(10, 5)(x)
-    x = layers.ReLU()(layers.MaxPooling2D()(x))
-    x = layers.Conv2D(20, 5)(x)
-    x = layers.Dropout(dropout)(x) if dropout else x
-    x = layers.ReLU()(layers.MaxPooling2D()(x))
-    return layers.Dense(50, activation="relu")(layers.Flatten()(x))
-
-
-def resnet(x):
-    """Seven convolutions, each with batch normalization."""
-
-    def convolution(x, filters, strides=1, size=3):
-        x = layers.Conv2D(
-            filters, size, strides, padding="same", use_bias=False
-        )(x)
-        return layers.BatchNormalization()(x)
-
-    x = layers.ReLU()(convolution(x, 8, 2))
-    for filters in (16, 32):
-        y = layers.ReLU()(convolution(x, filters, 2))
-        y = convolution(y, filters)
-        x = layers.ReLU()(y + convolution(x, filters, 2, 1))
-    return layers.GlobalAveragePooling2D()(x)
-
-
 NETWORKS = {
-    "LeNet": lenet,
-    "LeNet, dropout": lambda x: lenet(x, dropout=0.25),
-    "ResNet": resnet,
+    "LeNet": networks.lenet,
+    "LeNet, dropout": functools.partial(
+        networks.lenet, dropout=0.25, kind=layers.Dropout
+    ),
+    "ResNet": networks.resnet8,
 }
 CASES = [("LeNet", 20), ("LeNet", 2), ("LeNet, dropout", 20), ("ResNet", 20)]
 
@@ -170,66 +134,42 @@ def train(network, num_tasks, method, seed, steps, data, batch_size):
 
 def step_ratios(network, num_tasks, seed, data, batch_size):
     """Medians of the ratios to the plain mean's step time."""
-    models = {
+    made = {
         method: build(network, num_tasks, method, seed, verify=False)
         for method in METHODS
     }
     looking = build(network, num_tasks, "MGDA-UB", seed, verify=True)
-    models["MGDA-UB, verify=True"] = looking
-    seconds = {method: [] for method in models}
-    for batch in batches(*data["train"], batch_size, 2 * TIMED, seed):
-        for method, model in models.items():
-            start = time.perf_counter()
-            model.train_on_batch(*batch)
-            seconds[method].append(time.perf_counter() - start)
+    made["MGDA-UB, verify=True"] = looking
+    ready = list(batches(*data["train"], batch_size, 2 * TIMED, seed))
+
+    def step(model, iterator):
+        model.train_on_batch(*next(iterator))
+
+    calls = {
+        method: functools.partial(step, model, iter(ready))
+        for method, model in made.items()
+    }
+    times = harness.interleaved(calls, TIMED, warm_up=TIMED)
+    return harness.ratios(times, "plain mean")
+
+
+def measure(network, num_tasks, seed, source, data_dir, steps, batch_size):
+    data = {
+        split: (x, labels_of(y, num_tasks))
+        for split, (x, y) in two_digits.load(source, data_dir).items()
+    }
+    case = network, num_tasks
     return {
-        method: statistics.median(
-            own / plain
-            for own, plain in zip(
-                seconds[method][TIMED:],
-                seconds["plain mean"][TIMED:],
-                strict=True,
-            )
-        )
-        for method in models
+        "data": source,
+        "methods": {
+            method: train(*case, method, seed, steps, data, batch_size)
+            for method in METHODS
+        },
+        "step_ratio": step_ratios(*case, seed, data, batch_size),
     }
 
 
-def run(args):
-    splits = two_digits.load(args.data, args.data_dir)
-    known = results.lines(RESULTS.name)
-    done = {(r["network"], r["num_tasks"], r["seed"]) for r in known}
-    for seed in range(args.seeds):
-        for network, num_tasks in CASES:
-            if (network, num_tasks, seed) in done:
-                continue
-            data = {
-                split: (x, labels_of(y, num_tasks))
-                for split, (x, y) in splits.items()
-            }
-            keras.backend.clear_session()
-            result = {
-                "network": network,
-                "num_tasks": num_tasks,
-                "seed": seed,
-                "data": args.data,
-                "machine": f"{platform.machine()}, CPU",
-                "methods": {
-                    method: train(
-                        network, num_tasks, method, seed, args.steps, data,
-                        args.batch_size,
-                    )
-                    for method in METHODS
-                },
-                "step_ratio": step_ratios(
-                    network, num_tasks, seed, data, args.batch_size
-                ),
-            }  # fmt: skip
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-
-
-def draw(by_case):
+def draw(by_case, path):
     figure = Figure(figsize=(3.6 * len(by_case), 3.6), layout="constrained")
     (all_axes,) = figure.subplots(
         1, len(by_case), sharex=True, sharey=True, squeeze=False
@@ -245,19 +185,33 @@ def draw(by_case):
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("steps in conflict, %")
     all_axes[0].legend(fontsize="x-small")
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = harness.parser(__doc__, seeds=3, steps=150, batch_size=256)
     parser.add_argument("--data", choices=["mnist", "digits"], default="mnist")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch-size", type=int, default=256)
-    run(parser.parse_args(argv))
-    draw(results.conflict_rows())
+    parser.add_argument("--data-dir", help="of TensorFlow Datasets")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    args = parser.parse_args(argv)
+    settings = args.data, args.data_dir, args.steps, args.batch_size
+    cases = [
+        (network, num_tasks, seed)
+        for seed in range(args.seeds)
+        for network, num_tasks in CASES
+        if network in (args.networks or NETWORKS)
+    ]
+    for case in cases:
+        harness.once(
+            args.results / "conflict.jsonl",
+            dict(zip(("network", "num_tasks", "seed"), case, strict=True)),
+            functools.partial(
+                harness.in_fresh_process, measure, *case, *settings
+            ),
+        )
+    print(tables.conflict(args.results))
+    draw(tables.conflict_rows(args.results), args.figures / "conflict.png")
 
 
 if __name__ == "__main__":

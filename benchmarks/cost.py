@@ -13,22 +13,15 @@ the process had after its imports, are of a process for each method. A case is a
 line of results/cost.jsonl once it is finished, and is not repeated: start the
 script again to go on.
 
-    python benchmarks/cost.py [--rounds 5] [--steps 4]
+    python -m benchmarks.cost [--rounds 5] [--steps 4]
 """
 
-import argparse
-import importlib.metadata
-import json
+import functools
 import os
-import pathlib
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import time
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "cost.jsonl"
+from benchmarks import harness
+
 CASES = [
     (network, num_tasks)
     for network in ("lenet", "resnet18")
@@ -52,16 +45,14 @@ ONE_THREAD = {
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
 }
-PLAIN = dict.fromkeys(KERAS, "stock Keras") | dict.fromkeys(TORCH, "PyTorch")
 
 
 def keras_step(network, num_tasks, method):
-    import step_cost
+    from benchmarks import models, step_cost
 
-    model = step_cost.build(
-        getattr(step_cost, network), num_tasks, KERAS[method]
-    )
-    data = step_cost.batches(model, BATCH_SIZE[network])
+    network_of = {"lenet": step_cost.LENET, "resnet18": step_cost.RESNET}
+    model = models.build(*network_of[network], num_tasks, KERAS[method])
+    data = models.batches(model, BATCH_SIZE[network])
 
     def step():
         if model.train_function is None:  # traces
@@ -76,11 +67,12 @@ def keras_step(network, num_tasks, method):
 def torch_step(network, num_tasks, method):
     import numpy as np
     import torch
-    import torch_networks
     from torch import nn
     from torch.nn import functional
     from torchjd.aggregation import MGDA
     from torchjd.autojac import jac_to_grad, mtl_backward
+
+    from benchmarks import torch_networks
 
     torch.manual_seed(0)
     encoder, head = getattr(torch_networks, network)()
@@ -120,111 +112,74 @@ def make_step(network, num_tasks, method):
 
 def times(network, num_tasks, rounds, steps):
     """`{method: {"seconds", "ratio"}}`, of a step."""
-    made = {name: make_step(network, num_tasks, name) for name in PLAIN}
+    made = {
+        name: make_step(network, num_tasks, name) for name in (*KERAS, *TORCH)
+    }
+    slow = [name for name in made if name.startswith(("exact", "TorchJD"))]
+    repeats = dict.fromkeys(made, steps) | dict.fromkeys(slow, 1)
     for step in made.values():
         step()
-    seconds = {name: [] for name in made}
-    order = list(made)
-    for _ in range(rounds):
-        order = order[1:] + order[:1]
-        for name in order:
-            slow = name.startswith(("exact", "TorchJD"))
-            repeats = 1 if slow else steps
-            start = time.perf_counter()
-            for _ in range(repeats):
-                made[name]()
-            seconds[name].append((time.perf_counter() - start) / repeats)
+    found = harness.interleaved(made, rounds, repeats)
+    seconds, ratios = harness.medians(found), {}
+    for plain, methods in (("stock Keras", KERAS), ("PyTorch", TORCH)):
+        ratios |= harness.ratios({name: found[name] for name in methods}, plain)
     return {
-        name: {
-            "seconds": statistics.median(own),
-            "ratio": statistics.median(
-                one / plain
-                for one, plain in zip(own, seconds[PLAIN[name]], strict=True)
-            ),
-        }
-        for name, own in seconds.items()
+        name: {"seconds": seconds[name], "ratio": ratios[name]} for name in made
     }
 
 
 def footprint(network, num_tasks, method):
     """Of the first step, in CPU time, and of three together."""
     if method in KERAS:
-        import step_cost  # noqa: F401
+        from benchmarks import step_cost  # noqa: F401
     else:
-        import torch_networks  # noqa: F401
         import torchjd  # noqa: F401
-    before = peak()
+
+        from benchmarks import torch_networks  # noqa: F401
+    before = harness.peak_bytes()
     step = make_step(network, num_tasks, method)
     start = time.process_time()
     step()
     first = time.process_time() - start
     step()
     step()
-    return {"first_step_seconds": first, "peak_bytes": peak() - before}
+    return {
+        "first_step_seconds": first,
+        "peak_bytes": harness.peak_bytes() - before,
+    }
 
 
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def measure(network, num_tasks, rounds, steps):
+    methods = harness.in_fresh_process(times, network, num_tasks, rounds, steps)
+    for name, of_method in methods.items():
+        of_method |= harness.in_fresh_process(
+            footprint, network, num_tasks, name
+        )
+        print(f"  {name}: {of_method}", flush=True)
+    return {
+        "batch_size": BATCH_SIZE[network],
+        "rounds": rounds,
+        "steps": steps,
+        "threads": 1,
+        "methods": methods,
+    }
 
 
-def in_own_process(what, *arguments):
-    """What a function of this file returns there."""
-    command = [sys.executable, __file__, "--call", what, *map(str, arguments)]
-    printed = subprocess.run(
-        command,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | ONE_THREAD,
-    ).stdout
-    return json.loads(printed.splitlines()[-1])
-
-
-def called(what, network, num_tasks, *arguments):
-    if what == "times":
-        return times(network, int(num_tasks), *map(int, arguments))
-    return footprint(network, int(num_tasks), *arguments)
-
-
-def finished():
-    if not RESULTS.exists():
-        return set()
-    cases = map(json.loads, RESULTS.read_text().splitlines())
-    return {(case["network"], case["tasks"]) for case in cases}
-
-
-def main(rounds, steps):
+def main(argv=None):
+    args = harness.parser(__doc__, rounds=5, steps=4).parse_args(argv)
+    os.environ.update(ONE_THREAD)  # of the processes to come
     for network, num_tasks in CASES:
-        if (network, num_tasks) in finished():
-            continue
         print(network, num_tasks, flush=True)
-        methods = in_own_process("times", network, num_tasks, rounds, steps)
-        for name, of_method in methods.items():
-            of_method |= in_own_process("footprint", network, num_tasks, name)
-            print(f"  {name}: {of_method}", flush=True)
-        versions = ("tensorflow-cpu", "keras", "torch", "torchjd")
-        result = {
-            "network": network,
-            "tasks": num_tasks,
-            "batch_size": BATCH_SIZE[network],
-            "rounds": rounds,
-            "steps": steps,
-            "machine": f"{platform.machine()}, CPU, one thread",
-            "versions": {v: importlib.metadata.version(v) for v in versions},
-            "methods": methods,
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        harness.once(
+            args.results / "cost.jsonl",
+            {"network": network, "tasks": num_tasks},
+            functools.partial(
+                measure, network, num_tasks, args.rounds, args.steps
+            ),
+            "torch",
+            "torchjd",
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
-    args = vars(parser.parse_args())
-    if call := args.pop("call"):
-        print(json.dumps(called(*call)))
-    else:
-        main(**args)
+    main()

@@ -2,7 +2,7 @@
 
 It has labels in 1 % of the training images. Its test accuracy if it is trained
 alone, on these, is compared with that of all tasks trained together. The cases
-(images of `examples/two_digits.py`):
+(images of `examples.two_digits`):
 
 related    one digit in an image. Rare: which one it is. The others: whether it
            is odd, at least 5, and has a closed loop.
@@ -18,15 +18,10 @@ All have the same network, optimizer and number of steps. Of each run the step
 counts that was best on the validation split. Prints a table and writes
 results/few_labels.json.
 
-    python benchmarks/few_labels.py [--rounds 6] [--seeds 3] [--share 0.01]
+    python -m benchmarks.few_labels [--rounds 6] [--seeds 3] [--share 0.01]
 """
 
-import argparse
-import json
-import pathlib
-import platform
 import statistics
-import sys
 
 import keras
 import numpy as np
@@ -34,12 +29,8 @@ import tensorflow as tf
 from keras import layers
 
 import keras_mgda
-
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "few_labels.json"
-sys.path.append(str(ROOT / "examples"))
-
-import two_digits  # noqa: E402
+from benchmarks import harness, tables
+from examples import networks, two_digits
 
 BATCH_SIZE, STEPS = 64, 100  # between two looks at the validation split
 METHODS = {
@@ -52,7 +43,7 @@ METHODS = {
 
 
 def related():
-    """Splits `(x, {task: y})`, and the rare task."""
+    """Splits `(x, {task: y})`."""
 
     def with_attributes(x, y):
         attributes = {
@@ -63,26 +54,23 @@ def related():
         return x.astype("float32") / 255, {"digit": y} | attributes
 
     singles = two_digits.bundled_digits()
-    return {s: with_attributes(*xy) for s, xy in singles.items()}, "digit"
+    return {s: with_attributes(*xy) for s, xy in singles.items()}
 
 
 def unrelated():
-    return two_digits.load("digits", copies=4), "left"
+    return two_digits.load("digits", copies=4)
 
 
 CASES = {"related": related, "unrelated": unrelated}
+RARE = {"related": "digit", "unrelated": "left"}
 
 
-def lenet(num_classes):
-    """The paper's MultiMNIST network, at half of the resolution."""
+def build(num_classes):
     inputs = keras.Input((28, 28, 1))
-    x = layers.AveragePooling2D(2)(inputs)
-    x = layers.Conv2D(10, 3, activation="relu")(x)
-    x = layers.Conv2D(20, 3, activation="relu")(layers.MaxPooling2D(2)(x))
-    x = layers.Dense(50, activation="relu")(layers.Flatten()(x))
-    z = keras_mgda.SharedRepresentation()(layers.Dropout(0.3)(x))
+    z = layers.Dropout(0.3)(networks.half_lenet(inputs))
+    z = keras_mgda.SharedRepresentation()(z)
     outputs = {
-        task: layers.Dense(number)(layers.Dense(50, activation="relu")(z))
+        task: networks.lenet_head(z, classes=number)
         for task, number in num_classes.items()
     }
     return keras_mgda.MGDAModel(inputs, outputs)
@@ -116,14 +104,15 @@ def data(splits, rare, chosen, joined, tasks, seed):
     ).repeat()
 
 
-def run(method, splits, rare, rounds, seed, share):
-    """Test accuracies `{task: share of images}`."""
+def run(case, method, seed, rounds, share):
+    """Test accuracies `{task: share of images}`, and the number of images."""
+    splits, rare = CASES[case](), RARE[case]
     keras.utils.set_random_seed(seed)
     labels = splits["train"][1]
     chosen = labelled(labels[rare], share, np.random.default_rng(seed))
     tasks = [rare] if METHODS[method] is None else list(labels)
     weighting, joined = METHODS[method] or ("mgda", True)
-    model = lenet({task: int(labels[task].max()) + 1 for task in tasks})
+    model = build({task: int(labels[task].max()) + 1 for task in tasks})
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(
         keras.optimizers.Adam(1e-3),
@@ -140,7 +129,8 @@ def run(method, splits, rare, rounds, seed, share):
             for split in ("validation", "test")
         )
         found.append((validation[rare], test))
-    return max(found, key=lambda pair: pair[0])[1]
+    _, test = max(found, key=lambda pair: pair[0])
+    return test, len(labels[rare])
 
 
 def accuracies(model, x, y):
@@ -150,54 +140,47 @@ def accuracies(model, x, y):
     }
 
 
-def main(rounds, seeds, share):
+def main(argv=None):
+    parser = harness.parser(__doc__, rounds=6, seeds=3, share=0.01)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS)
+    )
+    args = parser.parse_args(argv)
     results = []
-    for case, load in CASES.items():
-        splits, rare = load()
-        print(f"{case}: labels of '{rare}' in {share:.0%} of the images")
-        for method in METHODS:
+    for case in CASES:
+        for method in args.methods:
             found = [
-                run(method, splits, rare, rounds, seed, share)
-                for seed in range(seeds)
+                harness.in_fresh_process(
+                    run, case, method, seed, args.rounds, args.share
+                )
+                for seed in range(args.seeds)
             ]
-            accuracy = [of_seed[rare] for of_seed in found]
-            mean = statistics.mean(accuracy)
+            tests, images = zip(*found, strict=True)
+            accuracies = [test[RARE[case]] for test in tests]
+            print(case, method, accuracies, flush=True)
             results.append(
                 {
                     "case": case,
-                    "rare_task": rare,
-                    "training_images": len(splits["train"][0]),
+                    "rare_task": RARE[case],
+                    "training_images": images[0],
                     "method": method,
-                    "mean_test_accuracy_of_rare_task": mean,
-                    "test_accuracy": found,
+                    "mean_test_accuracy_of_rare_task": statistics.mean(
+                        accuracies
+                    ),
+                    "test_accuracy": tests,
                 }
             )
-            listed = "  ".join(f"{a:.3f}" for a in accuracy)
-            print(f"  {method:24}{mean:.3f}   ({listed})", flush=True)
-            write(results, rounds, share)
-
-
-def write(results, rounds, share):
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "tensorflow": tf.__version__,
-                "keras": keras.__version__,
-                "machine": f"{platform.machine()}, CPU",
-                "steps": rounds * STEPS,
-                "batch_size": BATCH_SIZE,
-                "share": share,
-                "results": results,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+            harness.write(
+                args.results / "few_labels.json",
+                {
+                    "steps": args.rounds * STEPS,
+                    "batch_size": BATCH_SIZE,
+                    "share": args.share,
+                    "results": results,
+                },
+            )
+    print(tables.few_labels(args.results))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--share", type=float, default=0.01)
-    main(**vars(parser.parse_args()))
+    main()

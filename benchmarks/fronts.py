@@ -4,23 +4,16 @@ From each of many starts, 500 steps along `sum_t w_t g_t` with the exact task
 gradients. Draws docs/figures/fronts.png, prints how far from the front the runs
 end, and how much of it they find, and writes results/fronts.json.
 
-    python benchmarks/fronts.py [--starts 40]
+    python -m benchmarks.fronts [--starts 40]
 """
 
-import argparse
-import json
-import pathlib
-
 import numpy as np
-import tables
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from benchmarks import harness, tables
 from keras_mgda import gram_matrix, pareto, weightings
 
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "fronts.json"
-FIGURE = ROOT / "docs" / "figures" / "fronts.png"
 STEPS = 500
 WEIGHTINGS = {
     "mean": weightings.Fixed([0.5, 0.5]),
@@ -93,9 +86,7 @@ def values_at(losses, points):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--starts", type=int, default=40)
-    starts = parser.parse_args(argv).starts
+    args = harness.parser(__doc__, starts=40).parse_args(argv)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     found = {}
     for axes, (name, problem) in zip(
@@ -103,7 +94,7 @@ def main(argv=None):
     ):
         losses, true_front, rate, radius, reference = problem
         rng = np.random.default_rng(0)
-        begin = rng.uniform(-radius, radius, size=(starts, 2))
+        begin = rng.uniform(-radius, radius, size=(args.starts, 2))
         front = values_at(losses, true_front())
         axes.plot(*front.T, color="0.7", linewidth=4, label="Pareto front")
         ends = {}
@@ -131,9 +122,11 @@ def main(argv=None):
             }
             for method, of_method in ends.items()
         }
-    figure.savefig(FIGURE, dpi=110)
-    RESULTS.write_text(json.dumps({"starts": starts, **found}, indent=1) + "\n")
-    print(tables.fronts())
+    args.figures.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.figures / "fronts.png", dpi=110)
+    found = {"starts": args.starts, **found}
+    harness.write(args.results / "fronts.json", found)
+    print(tables.fronts(args.results))
 
 
 if __name__ == "__main__":

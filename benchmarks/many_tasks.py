@@ -6,66 +6,59 @@ large batch then raises the peak by, in units of a copy of `Z` for each task,
 the size of the `dL_t/dZ` that stock Keras makes, too. Prints a table and writes
 results/many_tasks.json.
 
-    python benchmarks/many_tasks.py [--rounds 3] [--steps 20]
+    python -m benchmarks.many_tasks [--rounds 3] [--steps 20]
 """
 
-import argparse
-import json
-import pathlib
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "many_tasks.json"
+from benchmarks import harness
+
 CASES = {100: 8192, 500: 2048}  # tasks: size of the large batch
 FEATURES, WIDTH, SIZE_OF_Z, BATCH_SIZE = 32, 128, 128, 128
 
 
-def measure(num_tasks, large_batch, gradients, steps):
-    """Of one method: the times of its first step and of others, and memory."""
-    import keras
-    import tensorflow as tf
+def encoder(x):
     from keras import layers
 
-    import keras_mgda
+    h = layers.Dense(WIDTH, activation="relu")(x)
+    return layers.Dense(SIZE_OF_Z, activation="relu")(h)
 
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((FEATURES,))
-    h = layers.Dense(WIDTH, activation="relu")(inputs)
-    z = layers.Dense(SIZE_OF_Z, activation="relu")(h)
-    stock = gradients == "stock"
-    z = z if stock else keras_mgda.SharedRepresentation()(z)
-    tasks = [f"task{t:03}" for t in range(num_tasks)]
-    outputs = {task: layers.Dense(1)(z) for task in tasks}
-    model = (keras.Model if stock else keras_mgda.MGDAModel)(inputs, outputs)
-    how = {} if stock else {"gradients": gradients}
-    model.compile(
-        keras.optimizers.SGD(0.01), dict.fromkeys(tasks, "mse"), **how
+
+def head(z):
+    from keras import layers
+
+    return layers.Dense(1)(z)
+
+
+def measure(num_tasks, large_batch, how, steps):
+    """Of one method: the times of its first step and of others, and memory."""
+    import tensorflow as tf
+
+    from benchmarks import models
+
+    model = models.build(
+        (FEATURES,), encoder, head, num_tasks, how, loss="mse", momentum=0.0
     )
-    small = batches(tasks, BATCH_SIZE)
+    small = batches(model.output, BATCH_SIZE)
     start = time.process_time()
     model.fit(small, steps_per_epoch=1, verbose=0)
     first = time.process_time() - start
     iterator = iter(small)
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        model.train_function(iterator)
-        seconds.append(time.perf_counter() - start)
+    times = harness.interleaved(
+        {"step": lambda: model.train_function(iterator)}, steps
+    )
     step = tf.function(model.train_step, autograph=False)
     graph = step.get_concrete_function(next(iterator)).graph
-    iterator = iter(batches(tasks, large_batch))
+    iterator = iter(batches(model.output, large_batch))
     next(iterator)
-    before = peak()
+    before = harness.peak_bytes()
     model.train_function(iterator)
     return {
         "first_step_cpu_seconds": first,
-        "step_seconds": statistics.median(seconds),
+        "step_seconds": statistics.median(times["step"]),
         "graph_nodes": nodes(graph.as_graph_def()),
-        "large_step_bytes": peak() - before,
+        "large_step_bytes": harness.peak_bytes() - before,
     }
 
 
@@ -79,10 +72,6 @@ def batches(tasks, batch_size):
     return data.repeat().unbatch().batch(batch_size).take(1).cache().repeat()
 
 
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def nodes(graph):
     """With those of the functions that it calls."""
     return len(graph.node) + sum(
@@ -90,71 +79,55 @@ def nodes(graph):
     )
 
 
-def in_own_process(*arguments):
-    command = [sys.executable, __file__, "--one", *map(str, arguments)]
-    printed = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    return json.loads(printed.splitlines()[-1])
-
-
-def main(rounds, steps):
+def main(argv=None):
+    parser = harness.parser(__doc__, rounds=3, steps=20)
+    parser.add_argument(
+        "--tasks", nargs="+", type=int, choices=CASES, default=list(CASES)
+    )
+    args = parser.parse_args(argv)
+    methods = {"stock": None, "MGDA-UB": {"gradients": "representation"}}
     results = []
-    for num_tasks, large_batch in CASES.items():
-        runs = {"stock": [], "representation": []}
-        for _ in range(rounds):
-            for method, of_method in runs.items():
-                arguments = (num_tasks, large_batch, method, steps)
-                of_method.append(in_own_process(*arguments))
-        stock, ours = (
-            {
-                name: statistics.median(one[name] for one in of_method)
-                for name in of_method[0]
+    for num_tasks in args.tasks:
+        runs = {name: [] for name in methods}
+        for _ in range(args.rounds):
+            for name, how in methods.items():
+                runs[name].append(
+                    harness.in_fresh_process(
+                        measure, num_tasks, CASES[num_tasks], how, args.steps
+                    )
+                )
+        found = {
+            name: {
+                key: statistics.median(one[key] for one in of_method)
+                for key in of_method[0]
             }
-            for of_method in runs.values()
-        )
-        copies = num_tasks * large_batch * SIZE_OF_Z * 4
-        memory = [one["large_step_bytes"] / copies for one in (stock, ours)]
-        print(f"{num_tasks} tasks")
-        for name in ("first_step_cpu_seconds", "step_seconds", "graph_nodes"):
-            print(f"  {name + ' / stock':28}{ours[name] / stock[name]:8.2f}")
-        print(f"  copies of Z per task: stock {memory[0]:.2f}", end=", ")
-        print(f"MGDA-UB {memory[1]:.2f}", flush=True)
+            for name, of_method in runs.items()
+        }
+        copies = num_tasks * CASES[num_tasks] * SIZE_OF_Z * 4
+        memory = [found[name]["large_step_bytes"] / copies for name in methods]
         results.append(
             {
                 "tasks": num_tasks,
-                "large_batch": large_batch,
-                "stock": stock,
-                "MGDA-UB": ours,
-                "ratio": {name: ours[name] / stock[name] for name in ours},
+                "large_batch": CASES[num_tasks],
+                **found,
+                "ratio": {
+                    key: found["MGDA-UB"][key] / value
+                    for key, value in found["stock"].items()
+                },
                 "copies_of_z_per_task": memory,
                 "extra_copies_of_z_per_task": memory[1] - memory[0],
             }
         )
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "machine": f"{platform.machine()}, CPU",
-                "rounds": rounds,
-                "steps": steps,
-                "batch_size": BATCH_SIZE,
-                "size_of_z": SIZE_OF_Z,
-                "results": results,
-            },
-            indent=1,
-        )
-        + "\n"
+    settings = {"batch_size": BATCH_SIZE, "size_of_z": SIZE_OF_Z}
+    harness.write(
+        args.results / "many_tasks.json",
+        {"rounds": args.rounds, "steps": args.steps, **settings}
+        | {"results": results},
     )
+    from benchmarks import tables  # imports TensorFlow, now that all is over
+
+    print(tables.many_tasks(args.results))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        tasks, batch, method, steps = options.one
-        print(json.dumps(measure(int(tasks), int(batch), method, int(steps))))
-    else:
-        main(options.rounds, options.steps)
+    main()

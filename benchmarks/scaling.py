@@ -6,72 +6,47 @@ cores as devices, steps interleaved in rounds, medians of their ratios. Needs
 Linux and two cores that nothing else uses.
 Prints tables and writes results/scaling.json.
 
-    python benchmarks/scaling.py [--rounds 30] [--steps 5]
+    python -m benchmarks.scaling [--rounds 30] [--steps 5]
 """
 
-import argparse
 import contextlib
-import json
+import functools
 import os
-import pathlib
-import platform
-import statistics
-import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
-import keras_mgda
+from benchmarks import harness, models
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "scaling.json"
 METHODS = {
     "plain sum": None,
-    "MGDA-UB": "representation",
-    "exact MGDA": "parameters",
+    "MGDA-UB": {"gradients": "representation"},
+    "exact MGDA": {"gradients": "parameters"},
 }
 BATCH_SIZE = 128  # of a replica
 
 
-def build(num_tasks, width, gradients, bypass=False):
+def build(num_tasks, width, how, bypass=False):
     """A convolutional encoder, and a head of two layers for each task.
 
     With `bypass` every head reads the encoder's first layer, too.
     """
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((28, 28, 1))
-    x = layers.Conv2D(10, 5, strides=2, activation="relu")(inputs)
-    first = layers.GlobalAveragePooling2D()(x)
-    x = layers.Conv2D(20, 5, strides=2, activation="relu")(x)
-    x = layers.Dense(width, activation="relu")(layers.Flatten()(x))
-    z = layers.Dense(50, activation="relu")(x)
-    if gradients:
-        z = keras_mgda.SharedRepresentation()(z)
-    if bypass:
-        z = layers.Concatenate()([z, first])
-    outputs = {
-        f"task{t}": layers.Dense(10)(layers.Dense(50, activation="relu")(z))
-        for t in range(num_tasks)
-    }
-    losses = {
-        task: keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        for task in outputs
-    }
-    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-    if gradients is None:
-        model = keras.Model(inputs, outputs)
-        model.compile(optimizer, losses)
-    else:
-        model = keras_mgda.MGDAModel(inputs, outputs)
-        model.compile(optimizer, losses, gradients=gradients)
-    return model
+    around = []
 
+    def encoder(x):
+        x = layers.Conv2D(10, 5, strides=2, activation="relu")(x)
+        if bypass:
+            around.append(layers.GlobalAveragePooling2D()(x))
+        x = layers.Conv2D(20, 5, strides=2, activation="relu")(x)
+        x = layers.Dense(width, activation="relu")(layers.Flatten()(x))
+        return layers.Dense(50, activation="relu")(x)
 
-def batch(num_tasks, size):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(size, 28, 28, 1)).astype("float32")
-    return x, {f"task{t}": rng.integers(0, 10, size) for t in range(num_tasks)}
+    def head(z):
+        read = layers.Concatenate()([z, *around]) if bypass else z
+        return layers.Dense(10)(layers.Dense(50, activation="relu")(read))
+
+    return models.build((28, 28, 1), encoder, head, num_tasks, how)
 
 
 def reduced_bytes(model, data):
@@ -114,10 +89,11 @@ def count_bytes(strategy):
         (10, 50, True),
     ):
         row = {"tasks": num_tasks, "width": width, "bypass": bypass}
-        for name, gradients in METHODS.items():
+        for name, how in METHODS.items():
             with strategy.scope():
-                model = build(num_tasks, width, gradients, bypass)
-            row[name] = reduced_bytes(model, batch(num_tasks, 8))
+                model = build(num_tasks, width, how, bypass)
+            data = next(iter(models.batches(model, 8)))
+            row[name] = reduced_bytes(model, data)
         row["parameters"] = model.count_params()
         rows.append(row)
         beyond = {name: row[name] - row["plain sum"] for name in METHODS}
@@ -143,35 +119,35 @@ def measure(strategy, num_tasks, rounds, steps):
     """
     cores = sorted(os.sched_getaffinity(0))
     ratios = {}
-    for name, gradients in METHODS.items():
-        runs = []
+
+    def run(step, iterator, of_cores):
+        use_cores(of_cores)
+        for _ in range(steps):
+            step(iterator)
+
+    for name, how in METHODS.items():
+        calls = {}
         for where in (tf.distribute.get_strategy(), strategy):
+            replicas = where.num_replicas_in_sync
             with where.scope():
-                model = build(num_tasks, 50, gradients)
-            size = BATCH_SIZE * where.num_replicas_in_sync
-            data = tf.data.Dataset.from_tensors(batch(num_tasks, size))
-            data = data.unbatch().batch(size).cache().repeat().prefetch(2)
+                model = build(num_tasks, 50, how)
+            data = models.batches(model, BATCH_SIZE * replicas)
             model.fit(data, steps_per_epoch=3, verbose=0)
-            iterator = iter(where.experimental_distribute_dataset(data))
-            runs.append((model.train_function, iterator))
-        found = []
-        for k in range(rounds):
-            seconds = [0.0, 0.0]
-            for i in (0, 1) if k % 2 else (1, 0):
-                step, iterator = runs[i]
-                use_cores(cores[: i + 1])
-                start = time.perf_counter()
-                for _ in range(steps):
-                    step(iterator)
-                seconds[i] = time.perf_counter() - start
-            found.append(2 * seconds[0] / seconds[1])
+            calls[replicas] = functools.partial(
+                run,
+                model.train_function,
+                iter(where.experimental_distribute_dataset(data)),
+                cores[:replicas],
+            )
+        times = harness.interleaved(calls, rounds)
         use_cores(cores)
-        ratios[name] = statistics.median(found)
+        ratios[name] = 2 * harness.ratios(times, 2)[1]
         print(f"{num_tasks:5}  {name:12}{ratios[name]:10.2f}")
     return {"tasks": num_tasks, "batch_size": BATCH_SIZE, "ratios": ratios}
 
 
-def main(rounds, steps):
+def main(argv=None):
+    args = harness.parser(__doc__, rounds=30, steps=5).parse_args(argv)
     # A core for each device, as if they were machines: see `use_cores`.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     (cpu, *_) = tf.config.list_physical_devices("CPU")
@@ -183,27 +159,19 @@ def main(rounds, steps):
     print("tasks  width  bypass   plain sum     MGDA-UB  exact MGDA")
     rows = count_bytes(strategy)
     print("Examples per second, two devices to one")
-    throughput = [measure(strategy, m, rounds, steps) for m in (2, 10)]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "tensorflow": tf.__version__,
-                "keras": keras.__version__,
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "rounds": rounds,
-                "steps": steps,
-                "bytes_reduced": rows,
-                "throughput_two_devices_to_one": throughput,
-            },
-            indent=1,
-        )
-        + "\n"
+    throughput = [
+        measure(strategy, m, args.rounds, args.steps) for m in (2, 10)
+    ]
+    harness.write(
+        args.results / "scaling.json",
+        {
+            "rounds": args.rounds,
+            "steps": args.steps,
+            "bytes_reduced": rows,
+            "throughput_two_devices_to_one": throughput,
+        },
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=5)
-    main(**vars(parser.parse_args()))
+    main()

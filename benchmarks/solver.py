@@ -1,6 +1,6 @@
 """Accuracy and time of min-norm solvers on float32 Gram matrices.
 
-The matrices are the families of tests/gram_matrices.py, with gradient norms
+The matrices are the families of gram_matrices.py, with gradient norms
 spread over 1, 10^2 and 10^4. The error of task weights `w`, in float32 for
 every solver, is `(w'Gw - optimum) / min_t G_tt` in float64; the optimum is the
 least value that any of the solvers or SciPy's NNLS finds. Calls are eager but
@@ -13,17 +13,11 @@ quadprog needs a positive definite matrix: it gets the Gram matrix in float64,
 scaled to unit diagonal, plus the least of 1e-12, 1e-11, ... times the identity
 that it accepts. TorchJD runs at its defaults: 100 steps of Frank-Wolfe.
 
-    python benchmarks/solver.py [--rounds 15] [--seeds 3]
+    python -m benchmarks.solver [--rounds 15] [--seeds 3]
 """
 
-import argparse
-import importlib.metadata
-import json
-import pathlib
-import platform
+import functools
 import statistics
-import sys
-import time
 
 import numpy as np
 import quadprog
@@ -31,11 +25,8 @@ import tensorflow as tf
 import torch
 from torchjd.aggregation import MGDAWeighting
 
-from keras_mgda.linalg.min_norm import min_norm_point
-
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
-from gram_matrices import (  # noqa: E402
+from benchmarks import harness
+from benchmarks.gram_matrices import (
     FAMILIES,
     SPREADS,
     gram_of,
@@ -44,8 +35,8 @@ from gram_matrices import (  # noqa: E402
     squared_norm,
     weights_by_nnls,
 )
+from keras_mgda.linalg.min_norm import min_norm_point
 
-RESULTS = ROOT / "benchmarks" / "results" / "solver.json"
 SIZES = (2, 3, 10, 40, 128)
 
 
@@ -103,16 +94,17 @@ def measure(gram, rounds):
     smallest = np.float64(gram).diagonal().min()
     errors = {name: (v - optimum) / smallest for name, v in values.items()}
 
-    seconds = {name: [] for name in SOLVERS}
-    order = list(SOLVERS)
-    for _ in range(rounds):
-        order = order[1:] + order[:1]
-        for name in order:
-            _, solve, solutions = SOLVERS[name]
-            start = time.perf_counter()
-            solve(inputs[name])
-            seconds[name].append((time.perf_counter() - start) / solutions)
-    return errors, {n: statistics.median(s) for n, s in seconds.items()}
+    times = harness.interleaved(
+        {
+            name: functools.partial(solve, inputs[name])
+            for name, (_, solve, _) in SOLVERS.items()
+        },
+        rounds,
+    )
+    return errors, {
+        name: seconds / SOLVERS[name][2]
+        for name, seconds in harness.medians(times).items()
+    }
 
 
 def summary(runs, name):
@@ -131,7 +123,10 @@ def summary(runs, name):
     }
 
 
-def main(rounds, seeds):
+def main(argv=None):
+    parser = harness.parser(__doc__, rounds=15, seeds=3)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    args = parser.parse_args(argv)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     torch.set_num_threads(1)
     results = []
@@ -140,16 +135,16 @@ def main(rounds, seeds):
         f"{'':26}{'median':>8}{'worst':>8}{'> 1e-6':>8}"
         f"{'median':>8}{'worst':>8}{'median':>8}{'sum':>6}"
     )
-    for m in SIZES:
+    for m in args.sizes:
         grams = [
             gram_of(jacobian(family, m, spread, seed))
             for family in FAMILIES
             for spread in SPREADS
-            for seed in range(seeds)
+            for seed in range(args.seeds)
         ]
         for take, solve, _ in SOLVERS.values():  # compiles
             solve(take(grams[0]))
-        runs = [measure(gram, rounds) for gram in grams]
+        runs = [measure(gram, args.rounds) for gram in grams]
         print(f"m = {m}, {len(grams)} matrices")
         for name in SOLVERS:
             row = summary(runs, name)
@@ -161,28 +156,19 @@ def main(rounds, seeds):
                 f"{row['ratio_median']:8.2f}{row['ratio_of_sums']:6.2f}"
             )
             results.append({"m": m, "solver": name, **row})
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "tensorflow": tf.__version__,
-                "torch": torch.__version__,
-                "torchjd": importlib.metadata.version("torchjd"),
-                "quadprog": importlib.metadata.version("quadprog"),
-                "machine": f"{platform.machine()}, CPU",
-                "threads": 1,
-                "rounds": rounds,
-                "matrices": len(grams),
-                "results": results,
-            },
-            indent=1,
-        )
-        + "\n"
+    harness.write(
+        args.results / "solver.json",
+        {
+            "threads": 1,
+            "rounds": args.rounds,
+            "matrices": len(grams),
+            "results": results,
+        },
+        "torch",
+        "torchjd",
+        "quadprog",
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=3)
-    main(**vars(parser.parse_args()))
+    main()

@@ -1,29 +1,25 @@
-"""Writes the tables of README.md and docs/ from the files in results/.
+"""From what the benchmarks found to the tables of README.md and docs/.
 
 What stands between `<!-- table NAME -->` and `<!-- end -->` is replaced. The
 tests check that the files are as this leaves them.
 
-    python benchmarks/tables.py
+    python -m benchmarks.tables
 """
 
 import math
-import pathlib
 import re
-import sys
+import statistics
 
-from results import (
-    accuracy_epochs,
-    accuracy_rows,
-    conflict_rows,
-    lines,
-    load,
-)
+import scipy.stats
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT / "examples"))
+from benchmarks.harness import RESULTS, ROOT, lines, load
+from examples import report
+from keras_mgda.pareto import delta_m
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 CASES = {"lenet": "LeNet, batch 256", "resnet18": "ResNet-18, batch 16"}
+CONFLICT = -1e-4  # a cosine below is one
 PAPER = {  # table 3
     "single task, left": "97.23",
     "single task, right": "95.90",
@@ -39,15 +35,13 @@ def markdown(header, rows):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in table)
 
 
-def demo():
-    """As examples/multi_mnist.py prints it."""
-    import report
-
-    found = load("multi_digits.json")
+def demo(folder=RESULTS):
+    """As `python -m examples.multi_mnist` prints it."""
+    found = load(folder / "multi_digits.json")
     return report.table(found["scores"], found["rates"], found["times"])
 
 
-def scaling():
+def scaling(folder=RESULTS):
     def grouped(number):
         return f"{number:,}".replace(",", " ")
 
@@ -63,13 +57,13 @@ def scaling():
                 grouped(row["MGDA-UB"] - row["plain sum"]),
                 grouped(row["exact MGDA"] - row["plain sum"]),
             ]
-            for row in load("scaling.json")["bytes_reduced"]
+            for row in load(folder / "scaling.json")["bytes_reduced"]
         ],
     )
 
 
-def step_cost():
-    results = load("step_cost.json")["results"]
+def step_cost(folder=RESULTS):
+    results = load(folder / "step_cost.json")["results"]
     methods = [m for m in results[0]["step_ratio"] if m != "stock"]
     return markdown(
         ["", *methods],
@@ -83,10 +77,10 @@ def step_cost():
     )
 
 
-def cost():
+def cost(folder=RESULTS):
     """A table for each network, a column for each number of tasks."""
     cases = {}
-    for case in lines("cost.jsonl"):
+    for case in lines(folder / "cost.jsonl"):
         cases.setdefault(case["network"], []).append(case)
     parts = []
     for network, of_network in cases.items():
@@ -111,8 +105,8 @@ def cost():
     return "\n\n".join(parts)
 
 
-def many_tasks():
-    results = load("many_tasks.json")["results"]
+def many_tasks(folder=RESULTS):
+    results = load(folder / "many_tasks.json")["results"]
     columns = {
         "first step": "first_step_cpu_seconds",
         "step": "step_seconds",
@@ -131,9 +125,10 @@ def many_tasks():
     )
 
 
-def solver():
+def solver(folder=RESULTS):
     results = {
-        (row["m"], row["solver"]): row for row in load("solver.json")["results"]
+        (row["m"], row["solver"]): row
+        for row in load(folder / "solver.json")["results"]
     }
 
     def error(m, name):
@@ -157,10 +152,10 @@ def solver():
     )
 
 
-def weightings():
+def weightings(folder=RESULTS):
     results = {
         (row["weighting"], row["m"]): row
-        for row in load("weightings.json")["results"]
+        for row in load(folder / "weightings.json")["results"]
     }
     sizes = sorted({m for _, m in results})
 
@@ -180,9 +175,9 @@ def weightings():
     )
 
 
-def fronts():
-    found = load("fronts.json")
-    problems = [name for name in found if name != "starts"]
+def fronts(folder=RESULTS):
+    found = load(folder / "fronts.json")
+    problems = [name for name in found if isinstance(found[name], dict)]
     return markdown(
         ["", *(f"{p}: {c}" for p in problems for c in ("distance", "volume"))],
         [
@@ -199,9 +194,51 @@ def fronts():
     )
 
 
-def conflict():
+def conflict_rows(folder):
+    """Means over the seeds: `{case: {method: {column: value}}}`."""
+    by_case = {}
+    for result in lines(folder / "conflict.jsonl"):
+        case = f"{result['network']}, {result['num_tasks']} tasks"
+        by_case.setdefault(case, []).append(result)
+    return {
+        case: {
+            method: _conflict_row(results, method)
+            for method in results[0]["step_ratio"]
+        }
+        for case, results in by_case.items()
+    }
+
+
+def _conflict_row(results, method):
+    ratio = statistics.mean(r["step_ratio"][method] for r in results)
+    runs = [r["methods"][method] for r in results if method in r["methods"]]
+    if not runs:
+        return {"cost": ratio}
+
+    def mean(of_run):
+        return statistics.mean(map(of_run, runs))
+
+    # As many steps as fit in the time of the plain mean's.
+    fitting = min(len(runs[0]["loss"]), round(len(runs[0]["loss"]) / ratio))
+    return {
+        "seeds": len(runs),
+        "cost": ratio,
+        "conflicts": mean(
+            lambda run: statistics.mean(c < CONFLICT for c in run["min_cosine"])
+        ),
+        "worst": min(min(run["min_cosine"]) for run in runs),
+        "corrections": mean(lambda run: statistics.mean(run["corrections"])),
+        "loss": mean(lambda run: statistics.mean(run["loss"][-10:])),
+        "in equal time": mean(
+            lambda run: statistics.mean(run["loss"][:fitting][-10:])
+        ),
+        "accuracy": mean(lambda run: run["test_accuracy"]),
+    }
+
+
+def conflict(folder=RESULTS):
     parts = []
-    for case, of_methods in conflict_rows().items():
+    for case, of_methods in conflict_rows(folder).items():
         seeds = of_methods["MGDA-UB"]["seeds"]
         rows = []
         for method, row in of_methods.items():
@@ -230,11 +267,85 @@ def conflict():
     return "\n\n".join(parts)
 
 
-def accuracy():
-    return "\n\n".join(map(accuracy_of, accuracy_epochs()))
+def accuracy_runs(folder):
+    """`{epochs: {method: {seed: run}}}`, at the rate that validation chose.
+
+    Without the numbers of epochs that only the search for it trained for.
+    """
+    found = {}
+    for run in lines(folder / "accuracy.jsonl"):
+        of_epochs = found.setdefault(run["epochs"], {})
+        of_epochs.setdefault(run["method"], []).append(run)
+    return {
+        epochs: {name: chosen(runs) for name, runs in of_epochs.items()}
+        for epochs, of_epochs in sorted(found.items())
+        if not all(r["search"] for runs in of_epochs.values() for r in runs)
+    }
 
 
-def accuracy_of(epochs):
+def chosen(runs):
+    first = max(
+        (run for run in runs if run["seed"] == 0),
+        key=lambda run: statistics.mean(run["validation"].values()),
+    )
+    rate = first["learning_rate"]
+    return {r["seed"]: r for r in runs if r["learning_rate"] == rate}
+
+
+def accuracy_rows(folder):
+    """`{epochs: {method: {column: (mean, half of the interval)}}}`."""
+    return {
+        epochs: {
+            name: accuracy_row(of_seeds, single_tasks(runs))
+            for name, of_seeds in runs.items()
+        }
+        for epochs, runs in accuracy_runs(folder).items()
+    }
+
+
+def single_tasks(runs):
+    """What the single-task models reach together, `{seed: accuracies}`."""
+    left, right = (runs.get(f"single task, {t}", {}) for t in report.TASKS)
+    return {
+        seed: left[seed]["test"] | right[seed]["test"]
+        for seed in left
+        if seed in right
+    }
+
+
+def accuracy_row(of_seeds, single):
+    tests = {seed: run["test"] for seed, run in of_seeds.items()}
+    any_run = next(iter(of_seeds.values()))
+    row = {
+        task: interval(test[task] for test in tests.values())
+        for task in any_run["test"]
+    }
+    changes = [
+        delta_m(test, single[seed])
+        for seed, test in tests.items()
+        if seed in single and test.keys() == single[seed].keys()
+    ]
+    if changes:
+        row["delta-m"] = interval(changes)
+    return row | {"seeds": len(of_seeds), "rate": any_run["learning_rate"]}
+
+
+def interval(values):
+    """The mean, and half the width of its 95 % interval (Student)."""
+    values = list(values)
+    if len(values) < 2:
+        return values[0], math.nan
+    quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), quantile * error
+
+
+def accuracy(folder=RESULTS):
+    tables = accuracy_rows(folder).items()
+    return "\n\n".join(accuracy_of(*table) for table in tables)
+
+
+def accuracy_of(epochs, rows):
     def cell(row, column):
         if column not in row:
             return ""
@@ -252,12 +363,12 @@ def accuracy_of(epochs):
                 row["seeds"],
                 PAPER.get(method, ""),
             ]
-            for method, row in accuracy_rows(epochs).items()
+            for method, row in rows.items()
         ],
     )
 
 
-def few_labels():
+def few_labels(folder=RESULTS):
     return markdown(
         ["", "mean", "each seed"],
         [
@@ -269,9 +380,16 @@ def few_labels():
                     for of_seed in row["test_accuracy"]
                 ),
             ]
-            for row in load("few_labels.json")["results"]
+            for row in load(folder / "few_labels.json")["results"]
         ],
     )
+
+
+def text():
+    """As examples/text.py prints it."""
+    import text_report
+
+    return text_report.table(lines("text.jsonl"))
 
 
 TABLES = {
@@ -286,6 +404,7 @@ TABLES = {
     "conflict": conflict,
     "cost": cost,
     "many_tasks": many_tasks,
+    "text": text,
 }
 
 

@@ -16,17 +16,11 @@ Jacobian, `[m, m + 3]`. Theirs of more than a second run fewer rounds.
 
 Prints a table and writes results/weightings.json.
 
-    python benchmarks/weightings.py [--rounds 21] [--seconds 8]
+    python -m benchmarks.weightings [--rounds 21] [--seconds 8]
 """
 
-import argparse
-import importlib.metadata
-import json
-import pathlib
-import platform
-import statistics
-import sys
-import time
+import functools
+import itertools
 import warnings
 
 import numpy as np
@@ -34,13 +28,10 @@ import tensorflow as tf
 import torch
 from torchjd import aggregation, scalarization
 
+from benchmarks import harness
+from benchmarks.gram_matrices import gram_of, jacobian, random
 from keras_mgda import weightings
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
-from gram_matrices import gram_of, jacobian, random  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "weightings.json"
 SIZES = (2, 8, 64, 128)
 REPEATS = 40
 # Spreads of the norms, as powers of ten, and seeds.
@@ -152,12 +143,6 @@ def example(m, spread, seed):
     return jacobian(random, m, spread, seed), losses
 
 
-def seconds_of(call):
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
-
-
 def measure(name, m, rounds, seconds):
     makers = ours_of(name, m)
     theirs = torchjd_of(name, m)
@@ -166,31 +151,40 @@ def measure(name, m, rounds, seconds):
     for make in makers.values():  # traces and compiles
         make(*example(m, 0, 99))()
 
-    times, order = {of: [] for of in makers}, list(makers)
-    apart = {}
-    end = time.perf_counter() + seconds
-    for step in range(rounds):
-        spread, seed = MATRICES[step % len(MATRICES)]
-        J, losses = example(m, spread, seed)
-        order = order[1:] + order[:1]
-        found = {}
-        for of in order:
-            call = makers[of](J, losses)
-            taken, found[of] = seconds_of(call)
-            times[of].append(taken / (REPEATS if of == "graph" else 1))
-        if name in SAME_PROBLEM:
-            new = distance(found["eager"], found["TorchJD"], J)
-            apart[spread] = max(apart.get(spread, 0), new)
-        if time.perf_counter() > end:
-            break
-    row = {f"{of}_seconds": statistics.median(t) for of, t in times.items()}
-    if theirs is not None:
-        for of in ("eager", "graph"):
-            row[f"{of}_ratio"] = statistics.median(
-                own / their
-                for own, their in zip(times[of], times["TorchJD"], strict=True)
+    answers = {of: [] for of in makers}
+
+    def call(of, ready):
+        answers[of].append(next(ready)())
+
+    times = harness.interleaved(
+        {
+            of: functools.partial(
+                call,
+                of,
+                itertools.cycle(
+                    [make(*example(m, *matrix)) for matrix in MATRICES]
+                ),
             )
-    row |= {f"apart_1e{spread}": most for spread, most in apart.items()}
+            for of, make in makers.items()
+        },
+        rounds,
+        seconds=seconds,
+    )
+    times["graph"] = [of_many / REPEATS for of_many in times["graph"]]
+    row = {f"{of}_seconds": t for of, t in harness.medians(times).items()}
+    if theirs is not None:
+        ratios = harness.ratios(times, "TorchJD")
+        row |= {f"{of}_ratio": ratios[of] for of in ("eager", "graph")}
+    if name in SAME_PROBLEM:
+        for matrix, own, other in zip(
+            itertools.cycle(MATRICES),
+            answers["eager"],
+            answers["TorchJD"],
+            strict=False,
+        ):
+            J, _ = example(m, *matrix)
+            key = f"apart_1e{matrix[0]}"
+            row[key] = max(row.get(key, 0), distance(own, other, J))
     row["rounds"] = len(times["eager"])
     row["xla_compile_seconds"] = compile_seconds(name, m)
     return row
@@ -209,27 +203,31 @@ def compile_seconds(name, m):
     J, losses = example(m, 0, 99)
     arguments = tf.constant(gram_of(J)), tf.constant(losses)
     weigh.get_concrete_function(*arguments)
-    return seconds_of(lambda: weigh(*arguments).numpy())[0]
+    first = {"first": lambda: weigh(*arguments).numpy()}
+    return harness.interleaved(first, 1)["first"][0]
 
 
 def printed(row, key, style):
     return f"{row[key]:{style}}" if key in row else ""
 
 
-def main(rounds, seconds):
+def main(argv=None):
+    parser = harness.parser(__doc__, rounds=21, seconds=8.0)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    args = parser.parse_args(argv)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="cvxpy|torchjd")
     results = []
-    for m in SIZES:
+    for m in args.sizes:
         print(
             f"{f'm = {m}':16}{'eager, ms':>10}{'graph, ms':>10}"
             f"{'TorchJD':>10}{'eager /':>9}{'graph /':>9}"
             f"{'apart':>9}{'':9}{'XLA, s':>8}"
         )
-        for name in sorted(weightings._BY_NAME):
-            row = measure(name, m, rounds, seconds)
+        for name in weightings.names():
+            row = measure(name, m, args.rounds, args.seconds)
             print(
                 f"  {name:14}"
                 + "".join(
@@ -248,26 +246,13 @@ def main(rounds, seconds):
                 flush=True,
             )
             results.append({"m": m, "weighting": name, **row})
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "tensorflow": tf.__version__,
-                "torch": torch.__version__,
-                "torchjd": importlib.metadata.version("torchjd"),
-                "machine": f"{platform.machine()}, CPU",
-                "threads": 1,
-                "rounds": rounds,
-                "results": results,
-            },
-            indent=1,
-        )
-        + "\n"
+    harness.write(
+        args.results / "weightings.json",
+        {"threads": 1, "rounds": args.rounds, "results": results},
+        "torch",
+        "torchjd",
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--seconds", type=float, default=8)
-    main(**vars(parser.parse_args()))
+    main()

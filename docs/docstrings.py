@@ -1,7 +1,8 @@
 """Our docstrings as mkdocstrings reads them.
 
 They end as those of Keras do, with an `Example:` that is not indented. Google's
-style, which mkdocstrings knows, has a section `Examples:` that is.
+style, which mkdocstrings knows, has a section `Examples:` that is. A doctest
+without a title would be a quotation to Markdown.
 """
 
 import re
@@ -12,23 +13,19 @@ import griffe
 
 # Up to the next title of a section, or to the end.
 _EXAMPLE = re.compile(r"(?ms)^Example:\n\n(.*?)(?=^[A-Z][A-Za-z ]*:$|\Z)")
+_DOCTEST = re.compile(r"(?<=\n\n)>>> .*(?:\n.+)*")
 
 
 def with_sections(text: str) -> str:
-    """The docstring with its example as a section.
-
-    >>> print(with_sections("One.\\n\\nExample:\\n\\n>>> 1 + 1\\n2"))
-    One.
-    <BLANKLINE>
-    Examples:
-        >>> 1 + 1
-        2
-    """
+    """The docstring with its example as a section, or as a block."""
 
     def section(found: re.Match[str]) -> str:
         return "Examples:\n" + textwrap.indent(found[1], "    ")
 
-    return _EXAMPLE.sub(section, text)
+    def fenced(found: re.Match[str]) -> str:
+        return f"```pycon\n{found[0]}\n```"
+
+    return _DOCTEST.sub(fenced, _EXAMPLE.sub(section, text))
 
 
 class Docstrings(griffe.Extension):

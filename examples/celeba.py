@@ -4,7 +4,7 @@ That of Sener & Koltun, 2018 (section 4.2, table 1). A ResNet-18 makes the
 representation of a face, from which a linear head for each attribute tells
 whether the face has it.
 
-    python examples/celeba.py --data-dir ~/tensorflow_datasets
+    python -m examples.celeba --data-dir ~/tensorflow_datasets
 
 THE EXPERIMENT ITSELF WAS NOT RUN, for it needs the data set, and a GPU for
 hours to days. The script was, on a few made-up images. The paper reports a mean
@@ -25,13 +25,14 @@ differs:
   train by the plain gradients of their tasks: see `keras_mgda.weightings.MGDA`.
 """
 
-import experiment
+from examples import experiment, networks  # before TensorFlow: see there
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras import layers
-from resnet import resnet18
 
 import keras_mgda
 
@@ -76,8 +77,7 @@ def batches(examples, tasks, size, shuffle=False):
 def build(tasks, width=64):
     """The authors' network. `Z [b, 2048]` at a width of 64."""
     image = keras.Input((*SIZE, 3), name="image")
-    x = resnet18(layers.Rescaling(1 / 255)(image), width)  # [b, 8, 8, 512]
-    z = layers.Flatten()(layers.AveragePooling2D(4)(x))
+    z = networks.resnet18(layers.Rescaling(1 / 255)(image), width)
     z = keras_mgda.SharedRepresentation(name="Z")(z)
     logits = {task: layers.Dense(2, name=task)(z) for task in tasks}
     return keras_mgda.MGDAModel(image, logits)

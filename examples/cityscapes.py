@@ -8,7 +8,7 @@ offset        for each pixel of a person, rider or vehicle, the vector to the
               centre of that instance, `(y, x)`, in pixels of 1024x2048;
 disparity     between the two cameras, in pixels of 1024x2048.
 
-    python examples/cityscapes.py --data-dir ~/tensorflow_datasets \\
+    python -m examples.cityscapes --data-dir ~/tensorflow_datasets \\
         --gt-fine ~/cityscapes/gtFine --imagenet
 
 THE EXPERIMENT ITSELF WAS NOT RUN, for it needs the data set, which Cityscapes
@@ -17,9 +17,10 @@ script was, on a few made-up images. The paper reports a mean IoU of 66.63 %, an
 instance error of 10.25 px and a disparity error of 2.54 px with MGDA-UB, and
 54.59 %, 10.38 px and 2.96 px with the sum of the losses.
 
-The data are those of `streets.py`. TensorFlow Datasets has no instances: they
-are read from `--gt-fine`, the folder of `gtFine_trainvaltest.zip` that holds
-`train` and `val`. Without it there are two tasks.
+TensorFlow Datasets has classes and disparity, in two configurations, which are
+read side by side. It has no instances: they are read from `--gt-fine`, the
+folder of `gtFine_trainvaltest.zip` that holds `train` and `val`. Without it
+there are two tasks.
 
 As in the authors' code, images are 256x512, labels and errors are taken at
 every eighth pixel of them, the losses are cross-entropy and L1 (`--regression
@@ -38,75 +39,171 @@ mirrored at random. What differs:
   `1 - IoU` among them: their units do not matter to it.
 """
 
+from examples import experiment, networks  # before TensorFlow: see there
+
+# isort: split
 import math
 
-import experiment
 import keras
 import numpy as np
-import streets
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from keras import layers
-from resnet import IMAGENET_MEAN, load_imagenet, resnet50
 
 import keras_mgda
 
 HELD_OUT = 275  # images of the training split
 CHANNELS = {"segmentation": 19, "offset": 2, "disparity": 1}
 UNLABELLED = {"segmentation": 255, "offset": "nan", "disparity": "nan"}
+# The ids in the label images of the 19 classes, in the order of the benchmark.
+CLASS_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+INSTANCE_IDS = (24, 25, 26, 27, 28, 31, 32, 33)  # person ... bicycle
+
+
+def classes(label_ids):
+    """The class of each pixel, 0 to 18, or 255 where none is to be learned."""
+    table = np.full(256, 255, "uint8")
+    table[list(CLASS_IDS)] = range(19)
+    return tf.gather(tf.constant(table), tf.cast(label_ids, tf.int32))
+
+
+def offsets(instance_ids):
+    """From each pixel `[h, w]` to the centre of its instance, `[h, w, 2]`.
+
+    An instance has the id `1000 class + number`; a pixel of none gets NaN.
+    """
+    height, width = instance_ids.shape
+    flat = tf.reshape(tf.cast(instance_ids, tf.int32), [-1])
+    ids, index = tf.unique(flat)
+    y, x = tf.meshgrid(tf.range(height), tf.range(width), indexing="ij")
+    at = tf.cast(tf.reshape(tf.stack([y, x], -1), [-1, 2]), tf.float64)
+    centres = tf.math.unsorted_segment_mean(at, index, tf.size(ids))
+    known = tf.reduce_any(ids[:, None] // 1000 == INSTANCE_IDS, axis=1)
+    centres = tf.where(known[:, None], centres, tf.cast(math.nan, tf.float64))
+    vectors = tf.cast(tf.gather(centres, index) - at, tf.float32)
+    return tf.reshape(vectors, [height, width, 2])
+
+
+def disparity(raw):
+    """In pixels: `(p - 1) / 256` of a 16-bit `p`, and NaN where that is 0."""
+    value = (tf.cast(raw, tf.float32) - 1) / 256
+    return tf.where(raw == 0, math.nan, value)
+
+
+def load(split, data_dir=None, gt_fine=None):
+    """Encoded images: `{image, label_ids, disparity, instance_ids}`.
+
+    Encoded, since TensorFlow Datasets would decode 8 of disparity's 16 bits.
+    Both configurations hold the images in the same order. If they do not,
+    reading them stops with an error.
+    """
+    skip = tfds.decode.SkipDecoding()
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)
+
+    def read(config, *images):
+        return tfds.load(
+            f"cityscapes/{config}",
+            split=split,
+            data_dir=data_dir,
+            read_config=in_order,
+            decoders=tfds.decode.PartialDecoding(
+                {"image_id", *images}, decoders=dict.fromkeys(images, skip)
+            ),
+        )
+
+    def join(scene, stereo):
+        image_id = scene["image_id"]
+        tf.debugging.assert_equal(
+            image_id,
+            stereo["image_id"],
+            "Both configurations of cityscapes must hold the same images. "
+            "Prepare them anew.",
+        )
+        example = {
+            "image": scene["image_left"],
+            "label_ids": scene["segmentation_label"],
+            "disparity": stereo["disparity_map"],
+        }
+        if gt_fine is not None:
+            folder = "train" if split.startswith("train") else "val"
+            city = tf.strings.regex_replace(image_id, "_.*", "")
+            path = tf.strings.join([str(gt_fine), folder, city, image_id], "/")
+            path += "_gtFine_instanceIds.png"
+            example["instance_ids"] = tf.io.read_file(path)
+        return example
+
+    scenes = read("semantic_segmentation", "image_left", "segmentation_label")
+    stereo = read("stereo_disparity", "disparity_map")
+    return tf.data.Dataset.zip(scenes, stereo).map(join)
+
+
+def reduce(example, size):
+    """`(image [size, 2 size, 3] uint8, {task: labels [size/8, size/4, ...]})`.
+
+    Labels are those of the pixel in the middle of each patch.
+    """
+    shape = (1024, 2048)
+
+    def decode(key, channels=1, dtype=tf.uint16):
+        image = tf.io.decode_png(example[key], channels, dtype)
+        return tf.ensure_shape(image, (*shape, channels))
+
+    image = decode("image", 3, tf.uint8)
+    image = tf.image.resize(image, (size, 2 * size), antialias=True)
+    labels = {
+        "segmentation": classes(decode("label_ids", dtype=tf.uint8)),
+        "disparity": disparity(decode("disparity")),
+    }
+    if "instance_ids" in example:
+        labels["offset"] = offsets(decode("instance_ids")[..., 0])
+    grid = (size // 8, size // 4)
+    labels = {
+        task: tf.image.resize(label, grid, method="nearest")
+        for task, label in labels.items()
+    }
+    labels["segmentation"] = labels["segmentation"][..., 0]
+    return tf.cast(tf.round(image), tf.uint8), labels
+
+
+def mirror(image, labels):
+    """Left and right exchanged."""
+    labels = {task: label[:, ::-1] for task, label in labels.items()}
+    if "offset" in labels:
+        labels["offset"] *= (1.0, -1.0)
+    return image[:, ::-1], labels
+
+
+def mirror_half(image, labels):
+    return tf.cond(
+        tf.random.uniform([]) < 0.5,
+        lambda: mirror(image, labels),
+        lambda: (image, labels),
+    )
 
 
 def batches(examples, args, training=False):
     """Reduced once, and kept in memory: 1.3 GB for the training split."""
     examples = examples.take(args.images or -1)
     examples = examples.map(
-        lambda example: streets.reduce(example, args.size),
+        lambda example: reduce(example, args.size),
         num_parallel_calls=tf.data.AUTOTUNE,
     ).cache()
     if training:
-        examples = examples.shuffle(len(examples)).map(streets.mirror_half)
+        examples = examples.shuffle(len(examples)).map(mirror_half)
     return examples.batch(args.batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def build(tasks, size=256, width=64):
     """`Z [b, size/8, size/4, 2048]` at a width of 64, and a head per task."""
     image = keras.Input((size, 2 * size, 3), dtype="uint8", name="image")
-    offset = [-mean for mean in IMAGENET_MEAN]
-    x = resnet50(layers.Rescaling(1, offset)(image), width)
+    offset = [-mean for mean in networks.IMAGENET_MEAN]
+    x = networks.resnet50(layers.Rescaling(1, offset)(image), width)
     z = keras_mgda.SharedRepresentation(name="Z")(x)
-    outputs = {task: head(z, task, 8 * width) for task in tasks}
+    outputs = {
+        task: networks.pyramid_pooling(z, CHANNELS[task], 8 * width, task)
+        for task in tasks
+    }
     return keras_mgda.MGDAModel(image, outputs)
-
-
-def head(z, task, filters):
-    """Pyramid pooling: Zhao et al., 2017. https://arxiv.org/abs/1612.01105"""
-    height, width = z.shape[1:3]
-    pyramid = [z]
-    for scale in (1, 2, 3, 6):
-        x = convolution(average(z, scale), filters, 1)
-        pyramid.append(layers.Resizing(height, width)(x))
-    x = convolution(layers.concatenate(pyramid), filters, 3)
-    return layers.Conv2D(CHANNELS[task], 1, name=task)(x)
-
-
-def average(x, scale):
-    """Means over `scale` times `scale` parts of an image, which may overlap.
-
-    The parts are those of PyTorch's `AdaptiveAvgPool2d`.
-    """
-
-    def means(size):
-        at = np.arange(scale)[:, None] * size
-        start, end = at // scale, -(-(at + size) // scale)
-        inside = (start <= np.arange(size)) & (np.arange(size) < end)
-        return (inside / (end - start)).astype("float32")
-
-    rows, columns = map(means, x.shape[1:3])
-    return keras.ops.einsum("bhwc,ih,jw->bijc", x, rows, columns)
-
-
-def convolution(x, filters, size):
-    x = layers.Conv2D(filters, size, padding="same", use_bias=False)(x)
-    return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
 
 
 def compile_options(tasks, regression):
@@ -172,7 +269,7 @@ def main(argv=None):
     }
     data = {
         name: batches(
-            streets.load(split, args.data_dir, args.gt_fine),
+            load(split, args.data_dir, args.gt_fine),
             args,
             name == "train",
         )
@@ -182,7 +279,7 @@ def main(argv=None):
 
     model = build(tasks, args.size, args.width)
     if args.imagenet:
-        load_imagenet(model)
+        networks.load_imagenet(model)
     model.compile(
         **compile_options(tasks, args.regression),
         **experiment.compile_options(args, len(data["train"])),

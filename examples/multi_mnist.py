@@ -6,14 +6,14 @@ same network, initial weights, number of epochs and search for the learning
 rate. Learning rate (by the first seed) and epoch are chosen by the mean
 accuracy of the tasks on a validation split. The test split serves the table.
 
-    python examples/multi_mnist.py
+    python -m examples.multi_mnist
 
 The table and the picture in README.md are made with `--output docs/figures
---results benchmarks/results`, and benchmarks/tables.py after it.
+--results benchmarks/results`, and `python -m benchmarks.tables` after it.
 
 What to expect is in README.md for scikit-learn's digits, where with 360 digits
 to test on 1 % is four of them, and for MNIST in docs/results.md, with more
-methods (benchmarks/accuracy.py). The paper's gain over the sum, 0.9 % of
+methods (`benchmarks.accuracy`). The paper's gain over the sum, 0.9 % of
 accuracy, does not show: these two tasks hardly conflict, and here the sum has
 its learning rate tuned as well. (Kurin et al., 2022, found the same.)
 """
@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import report
 import tensorflow as tf
-import two_digits
 from keras import layers
 
 import keras_mgda
+from examples import networks, report, two_digits
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("left", "right")
@@ -86,19 +85,10 @@ def network(dropout):
     """The paper's: an encoder, the shared representation Z, two heads."""
     image = keras.Input((28, 28, 1), name="image")
     x = layers.Rescaling(1 / 0.3081, offset=-0.1307 / 0.3081)(image)
-    x = layers.Conv2D(10, 5)(x)  # [b, 24, 24, 10]
-    x = layers.ReLU()(layers.MaxPooling2D()(x))
-    x = layers.Conv2D(20, 5)(x)  # [b, 8, 8, 20]
-    x = layers.SpatialDropout2D(dropout)(x)
-    x = layers.ReLU()(layers.MaxPooling2D()(x))
-    z = layers.Dense(50, activation="relu")(layers.Flatten()(x))  # [b, 50]
-    z = keras_mgda.SharedRepresentation()(z)
-    logits = {}
-    for task in TASKS:
-        hidden = layers.Dense(50, activation="relu")(z)
-        hidden = layers.Dropout(dropout)(hidden)
-        logits[task] = layers.Dense(10, name=task)(hidden)  # [b, 10]
-    return image, logits
+    z = keras_mgda.SharedRepresentation()(networks.lenet(x, dropout))
+    return image, {
+        task: networks.lenet_head(z, dropout, name=task) for task in TASKS
+    }
 
 
 def build(method, learning_rate, dropout=0.0):
@@ -260,12 +250,9 @@ def main(argv=None):
     settings = SETTINGS[args.data]._replace(
         **{name: value for name, value in given.items() if value is not None}
     )
-    data = {
-        split: (x[: args.images], {task: y[task][: args.images] for task in y})
-        for split, (x, y) in two_digits.load(
-            args.data, args.data_dir, settings.copies
-        ).items()
-    }
+    data = two_digits.load(
+        args.data, args.data_dir, settings.copies, args.images
+    )
     print({split: len(x) for split, (x, _) in data.items()}, settings)
 
     rates, runs = {}, {}

@@ -1,4 +1,4 @@
-"""The table and the pictures of multi_mnist.py.
+"""The table and the pictures of two tasks, in `multi_mnist` and elsewhere.
 
 `scores[method]` is a list with the test accuracies of each seed in percent,
 `{task: float}`.
@@ -47,25 +47,46 @@ def table(scores, rates, times):
 
 
 def plot_accuracies(scores, path):
-    """The plane of the two tasks: small dots are seeds, large ones means."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    single = {t: np.mean([s[t] for s in singles(scores)]) for t in TASKS}
-    line = {"color": "0.6", "linestyle": "--", "zorder": 0}
-    axes.axvline(single["left"], label="single task", **line)
-    axes.axhline(single["right"], **line)
-    for method, color in COLORS.items():
-        left, right = ([s[t] for s in scores[method]] for t in TASKS)
-        axes.scatter(left, right, s=25, color=color, alpha=0.6, linewidth=0)
-        axes.scatter(
-            np.mean(left), np.mean(right), s=130, color=color, label=method
-        )
+    plane(axes, {method: scores[method] for method in COLORS}, singles(scores))
     axes.set_title("Large: mean of the seeds. Better: up and to the right")
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.savefig(path, dpi=120)
+
+
+def plane(axes, scores, single_tasks, colors=COLORS, line=()):
+    """The plane of the two tasks: small dots are seeds, large ones means.
+
+    Args:
+        axes: of Matplotlib.
+        scores: of the methods to show. Each learns both tasks.
+        single_tasks: what `singles` returns: dashed lines.
+        colors: of methods, `{method: color}`; of the others grey.
+        line: methods that a line joins, and squares mark.
+    """
+    dashed = {"color": "0.6", "linestyle": "--", "zorder": 0}
+    single = means(single_tasks)
+    axes.axvline(single[0], label="single task", **dashed)
+    axes.axhline(single[1], **dashed)
+    if line:
+        joined = sorted(means(scores[method]) for method in line)
+        axes.plot(*zip(*joined, strict=True), color="0.7", zorder=0)
+    for method, of_seeds in scores.items():
+        look = {
+            "color": colors.get(method, "0.5"),
+            "marker": "s" if method in line else "o",
+        }
+        seeds = ([score[task] for score in of_seeds] for task in TASKS)
+        axes.scatter(*seeds, s=20, alpha=0.5, linewidth=0, **look)
+        axes.scatter(*means(of_seeds), s=90, label=method, **look)
     axes.set_xlabel("left digit, test accuracy in %")
     axes.set_ylabel("right digit, test accuracy in %")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def means(of_seeds):
+    return [float(np.mean([s[task] for s in of_seeds])) for task in TASKS]
 
 
 def plot_task_weights(runs, epochs, path):

@@ -1,6 +1,6 @@
 """Publishes two versions of a model, asks both, and rolls back.
 
-    python examples/serve.py [--server localhost:8500/8501]
+    python -m examples.serve [--server localhost:8500/8501]
 
 1. A model of two overlapping digits is trained and published as version 1,
    trained on, and published as version 2. The next run loads both.
@@ -17,18 +17,18 @@ import argparse
 import functools
 import json
 import re
+import shlex
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import keras
-import multi_mnist
 import numpy as np
 import tensorflow as tf
-import two_digits
 
 import keras_mgda
+from examples import multi_mnist, two_digits
 from keras_mgda import serving
 
 FOLDER = Path(__file__).parents[1] / "saved_models"
@@ -70,15 +70,48 @@ def predict(path, images):
     return {task: tf.nn.softmax(logits[task]).numpy() for task in TASKS}
 
 
-def write_labels(config, versions, **labels):
-    """Names the versions to serve, and gives them labels.
+def write_config(config, name, versions, labels):
+    """Names the versions of a model to serve, and gives them labels.
 
     The server moves a label only to a version that it has loaded. So keep the
     old one among `versions`, and list a new one before moving a label to it.
+    It reads the file at any time, so that appears whole.
     """
-    model = serving.ServedModel(NAME, f"/models/{NAME}", versions, labels)
-    serving.write_models_config(config, [model])
+    numbers = " ".join(f"versions: {version}" for version in versions)
+    named = "\n".join(
+        f'    version_labels {{ key: "{label}" value: {version} }}'
+        for label, version in labels.items()
+    )
+    draft = config.with_suffix(".draft")
+    draft.write_text(
+        f"""model_config_list {{
+  config {{
+    name: "{name}"
+    base_path: "/models/{name}"
+    model_platform: "tensorflow"
+    model_version_policy {{ specific {{ {numbers} }} }}
+{named}
+  }}
+}}
+"""
+    )
+    draft.replace(config)
     print(f"\n{config}: {labels}")
+
+
+def docker_command(config):
+    """Serves what the file names, and takes over its changes.
+
+    The server reads the labels before it has loaded any version.
+    """
+    return (
+        "docker run --rm -p 8500:8500 -p 8501:8501 --mount "
+        + shlex.quote(f"type=bind,source={config.parent},target=/models")
+        + " -t tensorflow/serving:2.20.0"
+        f" --model_config_file=/models/{config.name}"
+        " --model_config_file_poll_wait_seconds=5"
+        " --allow_version_labels_for_unavailable_models=true"
+    )
 
 
 # Ways to ask: each a function from a label, a signature and images to
@@ -215,8 +248,8 @@ def main(argv=None):
     first, second = versions = tuple(paths)
 
     # 2. Their labels, and the server
-    write_labels(config, versions, stable=first, canary=second)
-    print(serving.docker_command(serving.read(paths[second]), config), "\n")
+    write_config(config, NAME, versions, {"stable": first, "canary": second})
+    print(docker_command(config), "\n")
 
     # 3. The same questions to both, and to the Keras models
     images, truth = data["test"][0][:6], data["test"][1]
@@ -227,9 +260,9 @@ def main(argv=None):
 
     # 4. What the canary answered looks good, so all clients get it; it was
     # not good, so they get the first one again, which is still loaded.
-    write_labels(config, versions, stable=second, canary=second)
+    write_config(config, NAME, versions, {"stable": second, "canary": second})
     confirm(ways, "stable", second, expected[second], images)
-    write_labels(config, versions, stable=first, canary=second)
+    write_config(config, NAME, versions, {"stable": first, "canary": second})
     confirm(ways, "stable", first, expected[first], images)
 
     print(f"\nWhat version {second} reads, and in parentheses the truth:\n")

@@ -4,15 +4,15 @@ IT WAS NOT RUN ON A TPU, for there was none to try it on. With the strategies
 `none`, `mirrored` and `multiworker` it runs as it stands on any machine, and
 that is tested. docs/distributed.md says what is known of TPUs.
 
-    python examples/tpu.py --strategy mirrored      # GPUs, or a CPU cut in two
-    python examples/tpu.py --strategy tpu --mixed-bfloat16 \\
+    python -m examples.tpu --strategy mirrored      # GPUs, or a CPU cut in two
+    python -m examples.tpu --strategy tpu --mixed-bfloat16 \\
         --steps-per-execution 18                    # on a Cloud TPU VM
 
 On several machines, two here: the same on each, but for the index.
 
     export TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]},
                        "task": {"type": "worker", "index": 0}}'
-    python examples/tpu.py --strategy multiworker --backup /shared/backup
+    python -m examples.tpu --strategy multiworker --backup /shared/backup
 
 If a worker dies the others stop; started anew, all go on after the last epoch.
 """
@@ -23,10 +23,9 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-import two_digits
-from keras import layers
 
 import keras_mgda
+from examples import networks, two_digits
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("left", "right")
@@ -60,16 +59,11 @@ def make_strategy(args):
 def build(steps_per_execution):
     """LeNet with two heads. Its logits are float32, whatever the policy."""
     image = keras.Input((28, 28, 1), name="image")
-    x = layers.Conv2D(10, 5, activation="relu")(image)
-    x = layers.Conv2D(20, 5, activation="relu")(layers.MaxPooling2D()(x))
-    x = layers.Flatten()(layers.MaxPooling2D()(x))
-    z = layers.Dense(50, activation="relu")(x)
-    z = keras_mgda.SharedRepresentation()(z)
-    logits = {}
-    for task in TASKS:
-        hidden = layers.Dense(50, activation="relu")(z)
-        logits[task] = layers.Dense(10, name=task, dtype="float32")(hidden)
-
+    z = keras_mgda.SharedRepresentation()(networks.lenet(image))
+    logits = {
+        task: networks.lenet_head(z, name=task, dtype="float32")
+        for task in TASKS
+    }
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = keras_mgda.MGDAModel(image, logits)
     model.compile(
@@ -129,11 +123,8 @@ def main(argv=None):
         keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
 
-    data = two_digits.load("digits", copies=4)
-    train, test = (
-        (x[: args.images], {task: y[task][: args.images] for task in TASKS})
-        for x, y in (data["train"], data["test"])
-    )
+    data = two_digits.load("digits", copies=4, images=args.images)
+    train, test = data["train"], data["test"]
     size = args.batch_size * replicas
     if size > min(len(train[0]), len(test[0])):
         sys.exit(f"{size} images in a batch are more than there are.")

@@ -17,13 +17,14 @@ import tensorflow as tf
 from sklearn.model_selection import train_test_split
 
 
-def load(source, data_dir=None, copies=1):
+def load(source, data_dir=None, copies=1, images=None):
     """The splits, always the same ones.
 
     Args:
         source: "digits" or "mnist".
         data_dir: where TensorFlow Datasets keeps MNIST.
         copies: in how many images each digit is the left one.
+        images: of each split, at most.
 
     Returns:
         `{split: (x, y)}` for "train", "validation" and "test", with images
@@ -31,9 +32,12 @@ def load(source, data_dir=None, copies=1):
     """
     rng = np.random.default_rng(seed=0)
     singles = bundled_digits() if source == "digits" else mnist(data_dir)
+    pairs = {
+        split: pair(*digits, copies, rng) for split, digits in singles.items()
+    }
     return {
-        split: pair(images, labels, copies, rng)
-        for split, (images, labels) in singles.items()
+        split: (x[:images], {task: y[task][:images] for task in y})
+        for split, (x, y) in pairs.items()
     }
 
 

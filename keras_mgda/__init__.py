@@ -39,7 +39,7 @@ from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
 
 if _typing.TYPE_CHECKING:
-    from keras_mgda import serving
+    from keras_mgda import problems, serving
     from keras_mgda.serving.export import export_saved_model
 
 __version__ = _metadata.version("keras_mgda")
@@ -55,12 +55,14 @@ __all__ = [
     "gram_matrix",
     "min_norm_point",
     "pareto",
+    "problems",
     "serving",
     "weightings",
 ]
 
 # Loaded when they are asked for: training needs none of it.
 _LAZY = {
+    "problems": "keras_mgda.problems",
     "serving": "keras_mgda.serving",
     "export_saved_model": "keras_mgda.serving.export",
 }
@@ -70,7 +72,7 @@ def __getattr__(name: str) -> _typing.Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'keras_mgda' has no attribute {name!r}")
     module = _importlib.import_module(_LAZY[name])
-    return module if name == "serving" else getattr(module, name)
+    return getattr(module, name, module)
 
 
 def __dir__() -> list[str]:

@@ -142,7 +142,7 @@ class GradientFork(keras.layers.Layer):
                 f"Received: {num_tasks!r}."
             )
         weighting = weightings.get(weighting)
-        if weighting.uses_losses or getattr(weighting, "state", None):
+        if weighting.uses_losses or weighting.remembers:
             raise ValueError(
                 "The weighting of a `GradientFork` must choose by the Gram "
                 "matrix alone: a backward pass knows no losses, and keeps no "

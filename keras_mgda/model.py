@@ -43,6 +43,7 @@ from keras_mgda.training.labels import (
 from keras_mgda.training.loss_logs import LossLogs, loss_weights_by_task
 from keras_mgda.training.task_losses import check_reduction, collected_losses
 from keras_mgda.training.update import Update, skips_overflow
+from keras_mgda.weightings import Weighting
 
 _logger = logging.getLogger(__name__)
 
@@ -269,6 +270,12 @@ class MGDAModel(keras.Model):
         return list(self._task_names)
 
     @property
+    def weighting(self) -> Weighting:
+        """The weighting of this model, of its own state."""
+        self._require_compiled()
+        return self._descent.weighting
+
+    @property
     def task_weights(self) -> dict[str, float]:
         """The task weights of the last training step; NaN before the first."""
         self._require_compiled()
@@ -395,8 +402,14 @@ class MGDAModel(keras.Model):
         if has_workers(self.distribute_strategy):
             # The last one, when the others have loaded their checkpoints.
             same_start = SameStart(self._start, num_batches(x, batch_size))
-            callbacks = keras.tree.flatten([callbacks] if callbacks else [])
-            callbacks = [*callbacks, same_start]
+            callbacks = [*_listed(callbacks), same_start]
+        if self._descent.may_refuse_losses:
+            refused = keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda *args, **kwargs: (
+                    self._descent.check_losses()
+                )
+            )
+            callbacks = [refused, *_listed(callbacks)]
         history = super().fit(
             x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
         )
@@ -408,6 +421,7 @@ class MGDAModel(keras.Model):
         """As in Keras. A list holds none of the metrics of `verify`."""
         as_dict = kwargs.pop("return_dict", len(args) > 4 and args[4])
         logs = super().train_on_batch(*args[:4], return_dict=True, **kwargs)
+        self._descent.check_losses()
         if as_dict:
             return logs
         for metric in self._descent.metrics:
@@ -559,3 +573,7 @@ def _training(function: Callable[..., Any]) -> dict[str, bool]:
 def _batch_size(x: Any) -> tf.Tensor:
     first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
     return tf.shape(first)[0]
+
+
+def _listed(callbacks: Any) -> list[keras.callbacks.Callback]:
+    return keras.tree.flatten([callbacks] if callbacks else [])

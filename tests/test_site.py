@@ -128,8 +128,11 @@ def test_public_names_are_in_the_reference(site):
             and callable(value)
         ]
         assert of_module
-        public |= {f"{module.__name__}.{thing}" for thing in of_module}
-    assert not public - reference
+        for thing in of_module:
+            path = f"{module.__name__}.{thing}"
+            # A module of that name hides it; then it is where it is defined.
+            public.add(f"{path}.{thing}" if path in sys.modules else path)
+    assert sorted(public - reference) == []
 
 
 def test_sections_of_docstrings_are_sections(site):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_mgda import weightings
@@ -113,6 +114,12 @@ class Descent:
         }
         # Not a part of the model's state.
         self.task_weights = tf.Variable(
+            tf.fill([len(task_names)], float("nan")),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        # Of the first step whose losses the weighting is not defined for.
+        self._refused_losses = tf.Variable(
             tf.fill([len(task_names)], float("nan")),
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
@@ -226,7 +233,45 @@ class Descent:
                 gram = _gram_of_overflow(forward, variables, seeds, found)
                 found = found._replace(gram=gram)
         # What belongs to no task enters once, outside the simplex.
-        return found._replace(gradients=list(map(add, found.gradients, rest)))
+        return found._replace(
+            gradients=list(map(add, found.gradients, rest)),
+            admitted=self._admitted(task_losses),
+        )
+
+    @property
+    def may_refuse_losses(self) -> bool:
+        """Whether there are losses that the weighting is not defined for."""
+        weighting = self.weighting
+        return weighting.uses_losses and (
+            weighting.positive_losses
+            or type(weighting).admits is not Weighting.admits
+        )
+
+    def _admitted(self, task_losses: tf.Tensor) -> tf.Tensor | None:
+        """Whether the losses are ones that the weighting is defined for."""
+        if not self.may_refuse_losses:
+            return None
+        admitted = tf.reduce_all(self.weighting.admits(task_losses))
+        first = tf.reduce_all(tf.math.is_nan(self._refused_losses))
+        self._refused_losses.assign(
+            tf.where(~admitted & first, task_losses, self._refused_losses)
+        )
+        return admitted
+
+    def check_losses(self) -> None:
+        """Raises if a step met losses that the weighting is not defined for.
+
+        Such a step changed nothing. Reads a variable, so costs a wait for the
+        step, where there are such losses.
+        """
+        if not self.may_refuse_losses:
+            return
+        refused = self._refused_losses.numpy()
+        if np.isnan(refused).all():
+            return
+        self._refused_losses.assign(np.full_like(refused, np.nan))
+        names = zip(self._task_names, refused.tolist(), strict=True)
+        raise self.weighting.losses_error(dict(names))
 
     def _along(
         self, gradients: TaskGradients, weigh: Weigh, task_losses: tf.Tensor
@@ -300,7 +345,7 @@ def _along_gradients(
 
 
 def _check_verified(weighting: Weighting, max_corrections: int) -> None:
-    if not weighting.uses_gram or weighting.state is not None:
+    if not weighting.uses_gram or weighting.remembers:
         raise ValueError(
             "`gradients='verified'` must have a weighting that chooses by the "
             "Gram matrix and keeps no state: a correction weighs again. "

@@ -69,6 +69,8 @@ class Direction(NamedTuple):
         gram: `[m, m]`, what the task weights were chosen by; `None` if there
             was no task gradient to look at.
         verification: if the direction was looked at.
+        admitted: `[]`, bool: whether the weighting is defined for the task
+            losses. Where it is not, nothing must move. `None`: it always is.
     """
 
     gradients: list[Gradient]
@@ -76,6 +78,7 @@ class Direction(NamedTuple):
     readers: Readers | None = None
     gram: tf.Tensor | None = None
     verification: Verification | None = None
+    admitted: tf.Tensor | None = None
 
 
 def along_representation(gradients: TaskGradients, weigh: Weigh) -> Direction:

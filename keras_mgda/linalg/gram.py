@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+
+# How far a Gram matrix may be from symmetric, in units of `||g_t|| ||g_s||`.
+ASYMMETRY = 1e-3
 
 
 @tf.autograph.experimental.do_not_convert
@@ -86,6 +90,60 @@ def jacobian_gram(jacobian: Any) -> tf.Tensor:
     # One product for each leaf, however many the tasks; the rows are never
     # concatenated, which would double the memory that the Jacobian takes.
     return tf.add_n([_outer(leaf) for leaf in leaves])
+
+
+@tf.autograph.experimental.do_not_convert
+def square_gram(gram: Any) -> tf.Tensor:
+    """A Gram matrix as a floating tensor, a constant to a `tf.GradientTape`.
+
+    Args:
+        gram: `[m, m]`, a tensor or what becomes one.
+
+    Returns:
+        `[m, m]`, in its own dtype if that is floating, else float32.
+
+    Raises:
+        ValueError: If `gram` is not a square matrix whose size is known when
+            it is traced.
+    """
+    gram = tf.convert_to_tensor(gram)
+    shape = gram.shape
+    if shape.rank != 2 or None in shape or shape[0] != shape[1] or not shape[0]:
+        raise ValueError(
+            "`gram` must be a square matrix with one row for each task, their "
+            f"number known when it is traced. Received: shape {shape}. Set a "
+            "lost shape with `tf.ensure_shape`."
+        )
+    gram = gram if gram.dtype.is_floating else tf.cast(gram, tf.float32)
+    # Nobody differentiates the weights, and XLA could not reverse the loops.
+    return tf.stop_gradient(gram)
+
+
+@tf.autograph.experimental.do_not_convert
+def symmetric_gram(gram: Any) -> tf.Tensor:
+    """As `square_gram`; in eager code also refuses what is not symmetric.
+
+    Raises:
+        ValueError: As `square_gram`, and where `gram` and its transpose are
+            seen to be apart by more than `ASYMMETRY`.
+    """
+    gram = square_gram(gram)
+    value = tf.get_static_value(gram)  # `None` inside of a graph
+    if value is not None and not _nearly_symmetric(value):
+        raise ValueError(
+            "`gram` must be symmetric: `gram[t, s] = <g_t, g_s>`. "
+            f"Received: {value}. Is it `jacobian @ jacobian.T`?"
+        )
+    return gram
+
+
+def _nearly_symmetric(gram: Any) -> bool:
+    gram = np.asarray(gram, np.float64)
+    if not np.isfinite(gram).all():
+        return True  # has to show in the task weights
+    norms = np.sqrt(np.abs(np.diag(gram)))
+    allowed = ASYMMETRY * norms[:, None] * norms
+    return bool((np.abs(gram - gram.T) <= allowed).all())
 
 
 def _outer(leaf: tf.Tensor) -> tf.Tensor:

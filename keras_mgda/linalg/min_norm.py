@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
+from keras_mgda.linalg.gram import square_gram
 from keras_mgda.linalg.quadratic_program import non_negative_minimum
 
 
@@ -83,14 +84,8 @@ def min_norm_point(
         - Désidéri, 2012. Multiple-gradient descent algorithm (MGDA).
         - Lawson & Hanson, 1974. Solving Least Squares Problems, chapter 23.
     """
-    gram = tf.convert_to_tensor(gram)
+    gram = square_gram(gram)
     shape = gram.shape
-    if shape.rank != 2 or None in shape or shape[0] != shape[1] or not shape[0]:
-        raise ValueError(
-            "`gram` must be a square matrix with one row for each task, their "
-            f"number known when it is traced. Received: shape {shape}. Set a "
-            "lost shape with `tf.ensure_shape`."
-        )
     if method not in _METHODS:
         raise ValueError(
             f"`method` must be one of {list(_METHODS)}. Received: {method!r}."
@@ -108,10 +103,6 @@ def min_norm_point(
                 "`active` must hold one boolean for each task. Received: "
                 f"shape {active.shape} for {shape[0]} tasks."
             )
-    if not gram.dtype.is_floating:
-        gram = tf.cast(gram, tf.float32)
-    # Nobody differentiates the weights, and XLA could not reverse the loop.
-    gram = tf.stop_gradient(gram)
     return _compiled(method, max_steps, float(tolerance))(gram, active)
 
 

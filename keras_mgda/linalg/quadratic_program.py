@@ -14,6 +14,11 @@ import tensorflow as tf
 # Some 50 float64 ulps of the diagonal of about one that the pivots start from.
 _SMALLEST_PIVOT = 1e-14
 
+# From so many unknowns on, a tableau is too large for the caches, and is swept
+# for up to so many pivots at once.
+_LARGE = 256
+_BLOCK = 64
+
 
 def non_negative_minimum(
     M: tf.Tensor,
@@ -34,6 +39,9 @@ def non_negative_minimum(
     The tableau is `[M | c]`, swept (Gauss-Jordan) on the support. Its last
     column has `u` on the support and `r` elsewhere, each for `u_t = 0`; its
     column `t` has the rates at which these and `r_t` fall as `u_t` grows.
+
+    From `_LARGE` unknowns on the pivots are the same, but as long as unknowns
+    join, those of a block reach the tableau together, by a product of matrices.
 
     Args:
         M: `[m, m]`, float64, symmetric, of diagonal near one; the program must
@@ -56,34 +64,119 @@ def non_negative_minimum(
         t = tf.argmax(tf.where(may_enter, r, 0), output_type=tf.int32)
         return tf.where(tf.reduce_any(may_enter), t, -1)
 
-    def body(step: Any, tableau: Any, support: Any, t: Any, u: Any) -> Any:
-        values, rates = tableau[:, -1], tf.gather(tableau, t)[:-1]
+    def grow(values: Any, rates: Any, support: Any, t: Any, u: Any) -> Any:
+        """`u` once `u_t` has grown as far as it may, and what ends that."""
         is_t = unknowns == t
         # Raising a pivot that is rounding, of either sign, changes `M_tt` by
         # no more than that, and lets `u_t` grow until another one leaves.
         rates = tf.where(is_t, tf.maximum(rates, _SMALLEST_PIVOT), rates)
-
         falls = (support | is_t) & (rates > 0)
         growths = tf.where(falls, values / rates, float("inf"))
         k = tf.argmin(growths, output_type=tf.int32)  # joins if t, else leaves
         u = tf.where(is_t, tf.gather(growths, k), 0)
         u += tf.where(support, values - tf.gather(growths, k) * rates, 0)
         support ^= unknowns == k
-        u = tf.where(support | is_t, tf.maximum(u, 0), 0)
+        return k, rates, support, tf.where(support | is_t, tf.maximum(u, 0), 0)
 
+    def pivot_once(
+        step: Any, tableau: Any, support: Any, t: Any, u: Any
+    ) -> Any:
+        values, rates = tableau[:, -1], tf.gather(tableau, t)[:-1]
+        k, rates, support, u = grow(values, rates, support, t, u)
         joins = k == t
         pivots = tf.where(joins, rates, tf.linalg.diag_part(tableau[:, :-1]))
         tableau = _sweep(tableau, k, tf.gather(pivots, k))
         t = tf.where(joins, next_to_enter(tableau[:, -1], support, u), t)
         return step + 1, tableau, support, t, u
 
+    def pivot_often(
+        step: Any, tableau: Any, support: Any, t: Any, u: Any
+    ) -> Any:
+        """As long as unknowns join, and `_BLOCK` times at most.
+
+        A sweep by `k` of pivot `p > 0` is `T - x x' / p - 2 e_k e_k'`, with
+        `x` the row `k` less `e_k`. So the tableau stays, with the rows
+        `x / sqrt(p)` beside it, and is brought up to date by one product.
+        """
+        square = tableau[:, :-1]
+
+        def row(t: Any, rows: Any, swept: Any) -> tf.Tensor:
+            beside = tf.gather(rows, t, axis=1)
+            update = tf.linalg.matvec(rows, beside, transpose_a=True)
+            twice = 2 * tf.cast((unknowns == t) & swept, M.dtype)
+            return tf.gather(square, t) - update - twice
+
+        def join(
+            n: Any, values: Any, rows: Any, swept: Any, *of: Any
+        ) -> tuple[Any, ...]:
+            support, t, u, _ = of
+            k, rates, grown, new_u = grow(
+                values, row(t, rows, swept), support, t, u
+            )
+            joins = k == t
+            pivot = tf.gather(rates, t)
+            x = rates - tf.cast(unknowns == t, M.dtype)
+            new_values = values - x * (tf.gather(values, t) / pivot)
+            is_new = (tf.range(_BLOCK) == n)[:, None] & joins
+            rows = tf.where(is_new, x * tf.math.rsqrt(pivot), rows)
+            swept |= (unknowns == t) & joins
+            values = tf.where(joins, new_values, values)
+            support = tf.where(joins, grown, support)
+            u = tf.where(joins, new_u, u)
+            t = tf.where(joins, next_to_enter(values, support, u), t)
+            n += tf.cast(joins, tf.int32)
+            return n, values, rows, swept, support, t, u, joins
+
+        def may_join(n: Any, *of: Any) -> tf.Tensor:
+            *_, t, _, joined = of
+            in_time = step + n < max_steps
+            return joined & (n < _BLOCK) & (t >= 0) & in_time
+
+        start = (
+            0,
+            tableau[:, -1],
+            tf.zeros([_BLOCK, M.shape[0]], M.dtype),
+            tf.zeros_like(support),
+            support,
+            t,
+            u,
+            tf.constant(True),
+        )
+        n, values, rows, swept, support, t, u, _ = tf.while_loop(
+            may_join, join, start
+        )
+        square -= tf.matmul(rows, rows, transpose_a=True)
+        square -= 2 * tf.linalg.diag(tf.cast(swept, M.dtype))
+        tableau = tf.concat([square, values[:, None]], axis=1)
+        return step + n, tableau, support, t, u
+
+    def proceed(step: Any, tableau: Any, support: Any, t: Any, u: Any) -> Any:
+        return (t >= 0) & (step < max_steps)
+
+    def in_blocks(rest: Any, *of: Any) -> Any:
+        """A block, and `rest` pivots one by one.
+
+        Where unknowns leave, blocks are short, and not worth their product:
+        each that is doubles the rest after it.
+        """
+        after = pivot_often(*of)
+        rest = tf.where(after[0] - of[0] < _BLOCK // 4, 2 * rest, 1)
+        end = after[0] + rest
+        return rest, *tf.while_loop(
+            lambda step, *of: proceed(step, *of) & (step < end),
+            pivot_once,
+            after,
+        )
+
     support, u = tf.zeros(c.shape, tf.bool), tf.zeros_like(c)
     tableau = tf.concat([M, c[:, None]], axis=1)
-    num_steps, _, _, _, u = tf.while_loop(
-        lambda step, tableau, support, t, u: (t >= 0) & (step < max_steps),
-        body,
-        (0, tableau, support, next_to_enter(c, support, u), u),
-    )
+    start = (0, tableau, support, next_to_enter(c, support, u), u)
+    if M.shape[0] < _LARGE:
+        num_steps, _, _, _, u = tf.while_loop(proceed, pivot_once, start)
+    else:
+        _, num_steps, _, _, _, u = tf.while_loop(
+            lambda rest, *of: proceed(*of), in_blocks, (1, *start)
+        )
     return u, num_steps
 
 

@@ -5,8 +5,9 @@ finds: what must hold, what was found, how to mend it.
 """
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,19 +30,19 @@ _HALF_TOLERANCE = 3e-2
 
 
 def problems(
-    artifact: Artifact,
-    answers: Sequence[Mapping[str, np.ndarray]] | None = None,
+    artifact: Artifact, requests: Sequence[warmup.Request] | None = None
 ) -> list[str]:
     """What is wrong with an exported model.
 
     Args:
         artifact: The exported model.
-        answers: What the Keras model answers to each warm-up request, as
-            `{output: array}`. `None` takes what is stored with the requests.
+        requests: What to ask it, and what the Keras model answers. `None` takes
+            the stored warm-up requests, and repeats the row of a signature
+            that is asked for one row only.
 
     Returns:
-        A sentence for each problem, empty if it passes. The warm-up requests
-        are run only if the signatures and the graph are in order.
+        A sentence for each problem, empty if it passes. The requests are run
+        only if the signatures and the graph are in order.
     """
     # Signatures share tensors: what is wrong with one is told once.
     found = list(
@@ -49,13 +50,30 @@ def problems(
     )
     if found:
         return found
-    try:
-        requests = warmup.read(artifact.path / warmup.PATH)
-    except ValueError as error:
-        return [f"{error} Publish it with keras_mgda.export_saved_model."]
-    if answers is None:
-        answers = [request.answer for request in requests]
-    return list(_answers(artifact, requests, answers))
+    if requests is None:
+        try:
+            stored = warmup.read(artifact.path / warmup.PATH)
+        except ValueError as error:
+            return [f"{error} Publish it with keras_mgda.export_saved_model."]
+        requests = [*stored, *_repeated(stored)]
+    return list(_answers(artifact, requests))
+
+
+def _repeated(requests: Sequence[warmup.Request]) -> Iterator[warmup.Request]:
+    """Requests of three rows for what is asked at one batch size only.
+
+    What the model answers to them is not known.
+    """
+    asked = {request.signature: request for request in requests}
+    sizes = {(request.signature, request.num_rows) for request in requests}
+    for name, size in sorted(sizes):
+        if size and sum(name == other for other, _ in sizes) == 1:
+            rows = [0, 0, 0] if size == 1 else [0]
+            yield dataclasses.replace(
+                asked[name],
+                inputs={n: a[rows] for n, a in asked[name].inputs.items()},
+                answer={},
+            )
 
 
 def _signatures(artifact: Artifact) -> Iterator[str]:
@@ -105,12 +123,9 @@ def _tensor(name: str, spec: tf.TensorSpec) -> Iterator[str]:
 
 
 def _answers(
-    artifact: Artifact,
-    requests: Sequence[warmup.Request],
-    answers: Sequence[Mapping[str, np.ndarray]],
+    artifact: Artifact, requests: Sequence[warmup.Request]
 ) -> Iterator[str]:
     allowed = tolerance(artifact)
-    sizes = defaultdict(set)
     wrong: set[str] = set()
     with contextlib.ExitStack() as stack:
         try:
@@ -118,10 +133,8 @@ def _answers(
         except tf.errors.OpError as error:
             yield f"It must load. Found: {error}. Publish it again."
             return
-        for request, right in zip(requests, answers, strict=True):
-            size = len(next(iter(request.inputs.values())))
-            sizes[request.signature].add(size)
-            asked = f"{request.signature} at batch size {size}"
+        for request in requests:
+            asked = f"{request.signature} at batch size {request.num_rows}"
             try:
                 found = answer(request.signature, request.inputs)
             except (
@@ -133,30 +146,38 @@ def _answers(
                 yield f"{asked}: it must answer. Found: {error}"
                 continue
             for name in sorted(found.keys() - wrong):
-                expected = right.get(name)
-                for problem in _answer(found[name], expected, size, allowed):
+                for problem in _answer(name, found[name], request, allowed):
                     wrong.add(name)  # Each is told once.
                     yield f"output {name!r} of {asked}: {problem}"
-    for name in artifact.signatures:
-        if len(sizes[name]) < 2:
-            yield (
-                f"{name}: it must be run at two batch sizes. Found: requests "
-                f"of batch sizes {sorted(sizes[name])}."
-            )
+    unasked = artifact.signatures.keys() - {r.signature for r in requests}
+    if unasked:
+        yield f"Every signature must be run. Found: none for {sorted(unasked)}."
 
 
 def _answer(
-    found: np.ndarray, expected: np.ndarray | None, size: int, allowed: float
+    name: str, found: np.ndarray, request: warmup.Request, allowed: float
 ) -> Iterator[str]:
-    if found.ndim == 0 or len(found) != size:
+    expected = request.answer.get(name)
+    if found.ndim == 0 or len(found) != request.num_rows:
         yield (
             "it must have a row for each row of the request. Found: shape "
             f"{found.shape}. Keep the batch as the first dimension."
         )
-    elif found.dtype.kind == "f" and np.isnan(found).any():
+    elif has_nan(found):
+        row = int(np.flatnonzero([has_nan(answer) for answer in found])[0])
+        shown = {n: _short(a[row]) for n, a in request.inputs.items()}
+        if expected is None:
+            whose = "Look at the weights"
+        elif has_nan(expected):
+            whose = "Keras answers NaN to it too: look at the weights"
+        else:
+            whose = (
+                "Keras answers a number: look for layers that are in training "
+                "mode whatever `training` says"
+            )
         yield (
-            "it must be a number. Found: NaN. Look at the weights, or give "
-            "rows of real data as `warmup`."
+            f"it must be a number. Found: NaN for the row {shown}. {whose}, or "
+            "give rows of real data as `warmup`."
         )
     elif expected is not None:
         error = difference(found, expected)
@@ -168,6 +189,16 @@ def _answer(
                 "the answer is zero but for rounding, give rows of real data "
                 "as `warmup`."
             )
+
+
+def has_nan(array: np.ndarray) -> bool:
+    """Whether some value is no number."""
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())
+
+
+def _short(value: Any) -> str:
+    """A value of one row, with the first and last ones of many."""
+    return np.array2string(np.asarray(value), threshold=6, edgeitems=2)
 
 
 def tolerance(artifact: Artifact) -> float:

@@ -12,16 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mgda.serving import artifact, checks, versions
-from keras_mgda.serving.config import (
-    BATCHING,
-    batching_parameters,
-    is_integer,
-)
-from keras_mgda.serving.inputs import declared_inputs
-from keras_mgda.serving.rows import sample_rows
+from keras_mgda.serving.batching import PATH as BATCHING
+from keras_mgda.serving.batching import batching_parameters, is_integer
+from keras_mgda.serving.inputs import Inputs, declared_inputs
+from keras_mgda.serving.rows import LENGTH, sample_rows
 from keras_mgda.serving.signatures import (
-    Answers,
-    Signature,
+    DEFAULT,
+    Forward,
+    ServedFunction,
     TracedModel,
     forward,
     signatures,
@@ -31,7 +29,7 @@ from keras_mgda.serving.warmup import MAX_RECORDS, Request
 from keras_mgda.serving.warmup import PATH as WARMUP
 from keras_mgda.serving.warmup import write as write_warmup
 
-# Every version is checked at these. A batch that is baked in fails at one.
+# Every signature is asked at these. A batch that is baked in fails at one.
 _BATCH_SIZES = (1, 3)
 
 
@@ -43,7 +41,7 @@ def export_saved_model(
     preprocess: Any = None,
     postprocess: Mapping[str, Callable[[tf.Tensor], Any]] | None = None,
     tasks: Sequence[str] | None = None,
-    example_spec: Mapping[str, tf.io.FixedLenFeature] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     warmup: Any = None,
     batching: Mapping[str, Any] | None = None,
     keep: int | None = None,
@@ -58,12 +56,14 @@ def export_saved_model(
 
     The signatures are `serving_default`, which answers with all tasks,
     `predict_<task>` for each task, which runs that task's part of the model
-    only, and with `example_spec`, `serve_examples`. They take the model's named
-    inputs, with any batch size, and answer a dict of named outputs, half
-    precision as float32. All call the same functions, the encoder's among
-    them, and each weight is stored once. Only what is needed to answer is
-    there: no optimizer, no task weights, no gradients. Names are kept but for
-    characters that are not letters, digits or `_`, which become `_`.
+    only, and those of `groups`. They take the model's named inputs, with any
+    batch size, and answer a dict of named outputs, half precision as float32.
+    All call the same functions, the encoder's among them, and each weight is
+    stored once. Only what is needed to answer is there, and to refuse what the
+    model refuses: no optimizer, no task weights, no gradients. Names are kept
+    but for characters that are not letters, digits or `_`, which become `_`.
+    An LSTM or a GRU is served as operations that every device has, also where
+    Keras trained it with cuDNN's.
 
     Args:
         model: A built Keras model, functional or subclassed, whose output is a
@@ -73,19 +73,19 @@ def export_saved_model(
         version: The version's number. Defaults to one more than the greatest.
         preprocess: What stands in front of the model and is served with it: a
             `tf.function` with an `input_signature` of named specs, or a
-            functional Keras model. See `keras_mgda.serving.encoded_images`.
+            functional Keras model.
         postprocess: `{task: function}` from a task's output to the tensor to
             serve, or to a dict of them, served as `<task>_<key>`.
         tasks: The tasks to serve. Defaults to all.
-        example_spec: `{input: tf.io.FixedLenFeature}`, for a signature that
-            takes serialized `tf.Example` records with features of these names:
-            int64 for integers and bools, float32, or string.
+        groups: `{signature: tasks}`, for signatures that answer with several
+            of the tasks and run no other head, as `{"predict_ab": ["a", "b"]}`.
         warmup: Real rows to check and warm up with: `{input: array}`, or one
-            array for a single input. By default rows are made up. A subclassed
-            model needs them: they tell its inputs, by their keys, or the name
-            of the argument of `call`.
+            array for a single input. Three of them are stored at most. By
+            default rows are made up. A subclassed model needs them: they tell
+            its inputs, by their keys, or the name of the argument of `call`.
         batching: Fields of `batching_params.pbtxt`, see
-            `keras_mgda.serving.batching_parameters`. Rows must then differ, to
+            `keras_mgda.serving.batching_parameters`. `serving_default` is then
+            warmed up at each of `allowed_batch_sizes`. Rows must differ, to
             show that none depends on another.
         keep: How many versions to keep. Older ones are removed, never the
             newest and never this one, but also those that a `models.config`
@@ -119,16 +119,15 @@ def export_saved_model(
     inputs = declared_inputs(model, preprocess, warmup)
     answers = forward(model, inputs, tasks, postprocess)
     traced = trace(answers, inputs.specs)
-    served = signatures(traced, example_spec)
+    served = signatures(traced, groups)
     sizes = (batching or {}).get("allowed_batch_sizes", [])
-    rows = sample_rows(inputs.specs, warmup, max(*_BATCH_SIZES, *sizes))
-    requests = _requests(served, answers, rows, sorted({*_BATCH_SIZES, *sizes}))
+    requests = _requests(served, answers, inputs, warmup, sizes)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with versions.staging(directory) as staged:
             _save(traced, served, staged)
             name = Path(os.path.abspath(directory)).name
-            write_warmup(staged / WARMUP, name, requests)
+            write_warmup(staged / WARMUP, name, filter(_is_stored, requests))
             if parameters is not None:
                 (staged / BATCHING).write_text(parameters)
             _check(staged, requests, mixed=batching is not None)
@@ -181,40 +180,90 @@ def _check_model(model: Any) -> None:
 
 
 def _requests(
-    served: Mapping[str, Signature],
-    answers: Callable[[Mapping[str, tf.Tensor]], Answers],
-    rows: Mapping[str, np.ndarray],
-    sizes: Sequence[int],
+    served: Mapping[str, ServedFunction],
+    answers: Forward,
+    inputs: Inputs,
+    warmup: Any,
+    allowed: Sequence[int],
 ) -> list[Request]:
-    """Requests to every signature at every batch size, and their answers."""
-    if len(served) * len(sizes) > MAX_RECORDS:
+    """Requests, and what the Keras model answers to them.
+
+    Every signature at two batch sizes, to be checked. `serving_default`, which
+    runs all that others run, at the allowed ones too, to be warmed up at.
+    """
+    sizes = sorted({*_BATCH_SIZES, *allowed})
+    if len(served) + len(sizes) - 1 > MAX_RECORDS:
         raise ValueError(
             f"TensorFlow Serving takes {MAX_RECORDS} warm-up requests at most. "
-            f"Received: {len(served)} signatures at {len(sizes)} batch sizes. "
-            "Serve fewer `tasks`, in several models, or allow fewer batch "
-            f"sizes besides {_BATCH_SIZES}, which are always asked."
+            f"Received: {len(served)} signatures, one of them at {len(sizes)} "
+            "batch sizes. Serve fewer `tasks`, in several models, or allow "
+            f"fewer batch sizes besides {_BATCH_SIZES}, which are always asked."
         )
     requests = []
     for size in sizes:
-        some = {name: array[:size] for name, array in rows.items()}
-        answered = answers({n: tf.constant(array) for n, array in some.items()})
-        requests += [
-            Request(
-                signature=name,
-                inputs=signature.request(some),
-                answer={
-                    output: tensor.numpy()
-                    for task in signature.tasks
-                    for output, tensor in answered[task].items()
-                },
-            )
-            for name, signature in served.items()
-        ]
+        rows, answer = _answered(answers, inputs, warmup, size)
+        for name, function in served.items():
+            if size in _BATCH_SIZES or name == DEFAULT:
+                right: dict[str, np.ndarray] = {}
+                for task in function.tasks:
+                    right.update(answer[task])
+                asked = {n: rows[n] for n in function.inputs}
+                requests.append(Request(name, asked, right))
     return requests
 
 
+def _is_stored(request: Request) -> bool:
+    """Whether the server needs it: rows may be large, and signatures many."""
+    return request.signature == DEFAULT or request.num_rows == _BATCH_SIZES[0]
+
+
+def _answered(
+    answers: Forward, inputs: Inputs, warmup: Any, size: int
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Rows to ask with, and `{task: {output: array}}` for them."""
+
+    def ask(**options: Any) -> Any:
+        rows = sample_rows(inputs.specs, warmup, size, **options)
+        asked, _ = answers({n: tf.constant(array) for n, array in rows.items()})
+        return rows, {
+            task: {name: tensor.numpy() for name, tensor in tensors.items()}
+            for task, tensors in asked.items()
+        }
+
+    try:
+        rows, answer = ask()
+    except ValueError:
+        if warmup is None:
+            _check_length(ask, inputs)
+            raise
+    else:
+        arrays = [array for task in answer.values() for array in task.values()]
+        if warmup is None or not any(map(checks.has_nan, arrays)):
+            return rows, answer
+    # The model wants more of a row than values that it knows.
+    return ask(repeat=True)
+
+
+def _check_length(ask: Callable[..., Any], inputs: Inputs) -> None:
+    """Refuses a model that rejects long rows by saying so."""
+    free = {n: s.shape for n, s in inputs.specs.items() if None in s.shape[1:]}
+    length = LENGTH
+    while free and length > 1:
+        length //= 2
+        try:
+            ask(length=length)
+        except ValueError:
+            continue
+        raise ValueError(
+            "Rows that are made up must not be longer than the model's maximum "
+            f"length. Received: {free}, made up of length {LENGTH}, where the "
+            f"model answers {length} and not {2 * length}. Give real rows as "
+            "`warmup`, or declare the length in keras.Input(shape=...)."
+        )
+
+
 def _save(
-    traced: TracedModel, served: Mapping[str, Signature], path: Path
+    traced: TracedModel, served: Mapping[str, ServedFunction], path: Path
 ) -> None:
     # Not `model.export()`, which tracks Keras' variables besides the tensors
     # they wrap and so stores each weight twice.
@@ -249,7 +298,7 @@ def _owners(handles: Sequence[Any]) -> list[Any]:
 def _check(staged: Path, requests: Sequence[Request], mixed: bool) -> None:
     """Refuses what would not work behind TensorFlow Serving."""
     written = artifact.read(staged)
-    found = checks.problems(written, [request.answer for request in requests])
+    found = checks.problems(written, requests)
     if mixed and not found:
         found = list(_mixed_rows(requests, checks.tolerance(written)))
     if found:

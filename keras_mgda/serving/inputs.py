@@ -92,7 +92,8 @@ def served_names(names: Iterable[str], kind: str) -> dict[str, str]:
 
     Args:
         names: Names in the model.
-        kind: What they name, for the error: `"input"`, `"task"`, `"output"`.
+        kind: What they name, for the error: `"input"`, `"task"`, `"output"`,
+            `"signature"`.
 
     Raises:
         ValueError: A name is empty, or two names become the same.
@@ -182,7 +183,9 @@ def _served_spec(name: str, served: str, leaf: Any) -> tf.TensorSpec:
             "Every input needs a name that clients can rely on. Received: an "
             f"input of shape {shape} named {name!r}, which was made up. Build "
             "it with keras.Input(..., name=...) or tf.TensorSpec(..., "
-            "name=...), or key the inputs by a dict."
+            "name=...), or key the inputs by a dict. A model that is trained "
+            "gets names from x = keras.Input(..., name=...) and "
+            "keras.Model(x, model(x))."
         )
     if getattr(leaf, "sparse", False) or getattr(leaf, "ragged", False):
         raise ValueError(

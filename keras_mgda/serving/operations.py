@@ -18,6 +18,13 @@ _REFUSED = (
         "TensorFlow operations, or do that work in the client.",
     ),
     (
+        "No CPU server has the operations of cuDNN",
+        r"Cudnn\w+",
+        "which a recurrent layer is traced to where TensorFlow sees a GPU. "
+        "Build it with use_cudnn=False, or publish with "
+        "keras_mgda.export_saved_model, which traces an LSTM and a GRU so.",
+    ),
+    (
         "An answer must not depend on earlier requests",
         r"\w*Assign\w*|(Resource)?(Sparse)?Apply\w+|(Resource)?CountUpTo"
         r"|(Resource)?Scatter(Nd)?(Add|Sub|Mul|Div|Min|Max|Update)"

@@ -13,22 +13,39 @@ from keras_mgda.serving.inputs import rows_array, served_names
 _RANDOM = 1024
 
 # What a dimension of any size is taken to be in rows that are made up.
-_ANY = 32
+LENGTH = 32
+
+# So many rows are the given ones. The others hold one value, which a
+# TensorProto stores once: a batch of images would be larger than the weights.
+_STORED = 3
+
+# Several words, since a model of text may look at more than one at a time.
+_TEXT = "some words of a text that was made up"
 
 
 def sample_rows(
-    specs: Mapping[str, tf.TensorSpec], given: Any, size: int
+    specs: Mapping[str, tf.TensorSpec],
+    given: Any,
+    size: int,
+    *,
+    length: int = LENGTH,
+    repeat: bool = False,
 ) -> dict[str, np.ndarray]:
     """Rows to ask with: the given ones in turn, or else made up.
 
+    After a few of the given ones the rows hold the first value of the first.
+
     Floats that are made up are uniform on [0, 1) and differ between inputs.
     Integers are 1; the last of every second row is 0, as if it were padded, but
-    not where it is the only one. Strings are empty.
+    not where it is the only one. Strings are a few words, of which every second
+    row has more.
 
     Args:
         specs: What a request holds.
         given: `None`, `{input: array}`, or an array for a single input.
         size: The number of rows.
+        length: What a dimension of any size is in rows that are made up.
+        repeat: The given rows in turn, to the last row.
 
     Raises:
         ValueError: The given rows do not fit the inputs.
@@ -36,7 +53,8 @@ def sample_rows(
     if given is None:
         random = np.random.default_rng(0)
         return {
-            name: _made_up(spec, size, random) for name, spec in specs.items()
+            name: _made_up(spec, size, length, random)
+            for name, spec in specs.items()
         }
     if not isinstance(given, Mapping):
         given = dict.fromkeys(list(specs)[:1], given)
@@ -45,19 +63,26 @@ def sample_rows(
     if set(given) != set(specs):
         raise ValueError(
             "`warmup` must have rows for each input and for no other. "
-            f"Received: {sorted(given)} for the inputs {sorted(specs)}."
+            f"Received: {sorted(given)} for the inputs {sorted(specs)}. "
+            "`tasks` leaves out heads and no inputs: the whole model is called "
+            "on these rows. To ask for fewer, publish "
+            "keras.Model(inputs, {task: output}) of what is to be served."
         )
+    few = size if repeat else min(size, _STORED)
     return {
-        name: _repeated(given[name], spec, size) for name, spec in specs.items()
+        name: _in_turn(given[name], spec, few, size)
+        for name, spec in specs.items()
     }
 
 
 def _made_up(
-    spec: tf.TensorSpec, size: int, random: np.random.Generator
+    spec: tf.TensorSpec, size: int, length: int, random: np.random.Generator
 ) -> np.ndarray:
-    shape = [size, *(_ANY if n is None else n for n in spec.shape[1:])]
+    shape = [size, *(length if n is None else n for n in spec.shape[1:])]
     if spec.dtype == tf.string:
-        return np.full(shape, b"", dtype=object)
+        texts = np.full(shape, _TEXT.encode(), dtype=object)
+        texts[1::2] = f"{_TEXT} and more".encode()
+        return texts
     if not spec.dtype.is_floating:
         ones = np.ones(shape, spec.dtype.as_numpy_dtype)
         # A row of nothing but 0 may be masked as a whole, or divide.
@@ -70,7 +95,10 @@ def _made_up(
     return values
 
 
-def _repeated(given: Any, spec: tf.TensorSpec, size: int) -> np.ndarray:
+def _in_turn(
+    given: Any, spec: tf.TensorSpec, few: int, size: int
+) -> np.ndarray:
+    """`few` of the given rows in turn, and up to `size` their first value."""
     rows = rows_array(given)
     fit = spec.shape.is_compatible_with(rows.shape) and len(rows) > 0
     if not fit or not _holds(spec.dtype, rows):
@@ -79,10 +107,15 @@ def _repeated(given: Any, spec: tf.TensorSpec, size: int) -> np.ndarray:
             f"{spec.shape[1:]}, with values of {spec.dtype.name}. Received: an "
             f"array of shape {rows.shape} and {rows.dtype}. Convert it first."
         )
-    rows = np.take(rows, range(size), axis=0, mode="wrap")
-    if spec.dtype == tf.string:
-        return np.vectorize(tf.compat.as_bytes, otypes=[object])(rows)
-    return rows.astype(spec.dtype.as_numpy_dtype)
+    rows = np.take(rows, range(few), axis=0, mode="wrap")
+    rows = (
+        np.vectorize(tf.compat.as_bytes, otypes=[object])(rows)
+        if spec.dtype == tf.string
+        else rows.astype(spec.dtype.as_numpy_dtype)
+    )
+    value = rows.flat[0] if rows.size else 0
+    equal = np.full((size - few, *rows.shape[1:]), value, rows.dtype)
+    return np.concatenate([rows, equal])
 
 
 def _holds(dtype: tf.DType, rows: np.ndarray) -> bool:

@@ -1,43 +1,45 @@
 """Signatures: the questions that a served model answers.
 
-`serving_default` answers with every task, `predict_<task>` with one, and
-`serve_examples` with every task from serialized records. They are made from one
-trace of preprocessing, model and postprocessing, and call the same functions.
+`serving_default` answers with every task, `predict_<task>` with one, and others
+with the groups of tasks that a user named. They are made from one trace of
+preprocessing, model and postprocessing, and call the same functions.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import gc
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_mgda.serving import examples, task_graph
+from keras_mgda.serving import task_graph
 from keras_mgda.serving.inputs import Inputs, float32, served_names
 
 DEFAULT = "serving_default"
 
-# `{input: array}`, batch first.
-Rows = Mapping[str, np.ndarray]
-
 # `{task: {output: tensor}}`: what is served for each task.
 Answers = dict[str, dict[str, tf.Tensor]]
 
+# From `{input: tensor}` to what is served, and what is answered besides.
+Forward = Callable[[Mapping[str, tf.Tensor]], tuple[Answers, list[tf.Tensor]]]
+
 
 @dataclasses.dataclass(frozen=True)
-class Signature:
-    """One question.
+class ServedFunction:
+    """What stands behind one signature.
 
     Attributes:
         function: The concrete function to save.
+        inputs: The names of what it takes.
         tasks: The tasks that it answers.
-        request: From rows to the arrays that a request holds.
     """
 
     function: Any
+    inputs: tuple[str, ...]
     tasks: tuple[str, ...]
-    request: Callable[[Rows], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,16 @@ class TracedModel:
     resources: list[Any]
 
 
+# What Keras and TensorFlow put before an error's own first line.
+_AROUND = re.compile("Exception encountered|Graph execution error|Detected at")
+
+
 def forward(
     model: keras.Model,
     inputs: Inputs,
     tasks: Sequence[str] | None = None,
     postprocess: Mapping[str, Callable[[tf.Tensor], Any]] | None = None,
-) -> Callable[[Mapping[str, tf.Tensor]], Answers]:
+) -> Forward:
     """The function of a request that is served.
 
     Args:
@@ -77,11 +83,14 @@ def forward(
             dict of tensors, which are served as `<task>_<key>`.
 
     Returns:
-        A function from `{input: tensor}` to `{task: {output: tensor}}`. It
-        raises `ValueError` when what the model answers cannot be served.
+        A function from `{input: tensor}` to `{task: {output: tensor}}`, and a
+        list of the outputs that are not served. It raises `ValueError` when
+        what the model answers cannot be served.
     """
 
-    def answers(tensors: Mapping[str, tf.Tensor]) -> Answers:
+    def answers(
+        tensors: Mapping[str, tf.Tensor],
+    ) -> tuple[Answers, list[tf.Tensor]]:
         outputs = _called(model, inputs, tensors)
         _check_outputs(outputs)
         chosen = _chosen(outputs, tasks)
@@ -92,27 +101,25 @@ def forward(
             for task, name in served_names(chosen, "task").items()
         }
         served_names([n for task in served.values() for n in task], "output")
-        return served
+        return served, [outputs[task] for task in outputs if task not in chosen]
 
     return answers
 
 
-def trace(
-    function: Callable[[Mapping[str, tf.Tensor]], Answers],
-    specs: dict[str, tf.TensorSpec],
-) -> TracedModel:
+def trace(function: Forward, specs: dict[str, tf.TensorSpec]) -> TracedModel:
     """Traces what `forward` returned, once, and splits it by tasks."""
 
-    def positional(*tensors: tf.Tensor) -> Answers:
+    def positional(*tensors: tf.Tensor) -> tuple[Answers, list[tf.Tensor]]:
         return function(dict(zip(specs, tensors, strict=True)))
 
     traced = tf.function(positional, autograph=False).get_concrete_function(
         *specs.values()
     )
-    outputs = traced.structured_outputs
+    outputs, others = traced.structured_outputs
     blocks = task_graph.split_by_tasks(
         traced,
         {task: list(tensors.values()) for task, tensors in outputs.items()},
+        others,
     )
     captured = {id(tensor): tensor for b in blocks for tensor in b.captured}
     variables = [v for v in traced.variables if id(v.handle) in captured]
@@ -132,52 +139,63 @@ def trace(
 
 
 def signatures(
-    model: TracedModel, example_spec: Mapping[str, Any] | None = None
-) -> dict[str, Signature]:
-    """The signatures of a traced model, by name."""
+    model: TracedModel, groups: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, ServedFunction]:
+    """The signatures of a traced model, by name.
+
+    Args:
+        model: The traced model.
+        groups: `{signature: tasks}`, for signatures that answer with some of
+            the tasks.
+
+    Raises:
+        ValueError: A group has a task that is not served, or none, or two
+            signatures would have one name.
+    """
     every = tuple(model.outputs)
-    made = {DEFAULT: _from_tensors(model, every)}
-    for task in every:
-        made[f"predict_{task}"] = _from_tensors(model, (task,))
-    if example_spec is not None:
-        examples.check(example_spec, model.specs)
-        made["serve_examples"] = _from_examples(model, every, example_spec)
-    return made
+    answered = {
+        DEFAULT: every,
+        **{f"predict_{task}": (task,) for task in every},
+    }
+    groups = groups or {}
+    names = served_names([*answered, *groups], "signature")
+    for name, tasks in groups.items():
+        answered[names[name]] = _group(name, tasks, every)
+    return {n: _served_function(model, tasks) for n, tasks in answered.items()}
 
 
-def _from_tensors(model: TracedModel, tasks: tuple[str, ...]) -> Signature:
-    """A signature that takes the inputs which these tasks read."""
+def _group(
+    name: str, tasks: Sequence[str], every: Sequence[str]
+) -> tuple[str, ...]:
+    """The tasks of a group, as they are served, in the model's order."""
+    listed = [] if isinstance(tasks, str) else list(tasks)
+    wanted = set(served_names(dict.fromkeys(listed), "task").values())
+    if not wanted or not wanted <= set(every):
+        raise ValueError(
+            "`groups` must be {signature: [task, ...]} with one or more of the "
+            f"tasks that are served. Received: {name!r}: {tasks!r} for "
+            f"{list(every)}."
+        )
+    return tuple(task for task in every if task in wanted)
+
+
+def _served_function(
+    model: TracedModel, tasks: tuple[str, ...]
+) -> ServedFunction:
+    """A function of the inputs which these tasks read."""
     blocks = task_graph.needed(model.blocks, tasks)
     read = {tensor for block in blocks for tensor in block.inputs}
-    inputs = [name for name, tensor in model.inputs.items() if tensor in read]
+    inputs = tuple(n for n, tensor in model.inputs.items() if tensor in read)
 
     def signature(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         return _run(model, tasks, dict(zip(inputs, tensors, strict=True)))
 
-    return Signature(
+    return ServedFunction(
         function=tf.function(signature, autograph=False).get_concrete_function(
             *(model.specs[name] for name in inputs)
         ),
+        inputs=inputs,
         tasks=tasks,
-        request=lambda rows: {name: rows[name] for name in inputs},
-    )
-
-
-def _from_examples(
-    model: TracedModel, tasks: tuple[str, ...], example_spec: Mapping[str, Any]
-) -> Signature:
-    def signature(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        parsed = examples.parse(serialized, example_spec, model.specs)
-        return _run(model, tasks, parsed)
-
-    return Signature(
-        function=tf.function(signature, autograph=False).get_concrete_function(
-            tf.TensorSpec([None], tf.string, name=examples.NAME)
-        ),
-        tasks=tasks,
-        request=lambda rows: {
-            examples.NAME: examples.serialize(rows, example_spec)
-        },
     )
 
 
@@ -236,16 +254,52 @@ def _called(
     model: keras.Model, inputs: Inputs, tensors: Mapping[str, tf.Tensor]
 ) -> Any:
     try:
-        return model(inputs.arguments(tensors), training=False)
+        with _recurrence_for_every_device():
+            return model(inputs.arguments(tensors), training=False)
     except Exception as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         raise ValueError(
             "The model must answer any number of rows. Received: "
-            f"{type(error).__name__} for {shapes}. If a batch size is built "
-            "in, reshape with -1 in its place. If rows were made up that are "
-            "none for this model, give real ones as `warmup`. A subclassed "
-            "model is called with `warmup` as it is: a dict, or one array."
+            f"{type(error).__name__} for {shapes}: {_first_line(error)} If a "
+            "batch size is built in, reshape with -1 in its place. If rows "
+            "were made up that are none for this model, give real ones as "
+            "`warmup`. A subclassed model is called with `warmup` as it is: a "
+            "dict, or one array."
         ) from error
+
+
+@contextlib.contextmanager
+def _recurrence_for_every_device() -> Iterator[None]:
+    """Makes LSTM and GRU compute what every server can run.
+
+    Where TensorFlow sees a GPU, Keras puts one cuDNN operation in their place,
+    which no CPU can run. With `use_cudnn=False` it takes operations that every
+    device has, from the same weights, to the same result but for rounding.
+    They may be anywhere in a model, so all that there are are told.
+    """
+    # As Keras looks, where it chooses.
+    seen = tf.config.list_logical_devices("GPU")
+    kinds = (keras.layers.LSTM, keras.layers.GRU)
+    told = [
+        (thing, thing.use_cudnn)
+        for thing in (gc.get_objects() if seen else ())
+        if issubclass(type(thing), kinds)
+    ]
+    try:
+        for layer, _ in told:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, use_cudnn in told:
+            layer.use_cudnn = use_cudnn
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without what Keras and TensorFlow put around it."""
+    plain = re.sub(r"\x1b\[\d+m|\{\{.*?\}\}", "", str(error))
+    lines = [line.strip() for line in plain.splitlines()]
+    said = [line for line in lines if line and not _AROUND.match(line)]
+    return said[0].rstrip(".") + "." if said else "no message."
 
 
 def _check_outputs(outputs: Any) -> None:

@@ -17,9 +17,19 @@ This reads the graph and not the layers, so it holds for any model that can be
 traced: functional or subclassed, with skip connections around the encoder,
 masks, or layers that several heads share. What is hidden in one operation (a
 `tf.function` that computes several heads) is one operation here too.
+
+A *guard* is an operation that fails on values which the model refuses, as those
+of `tf.debugging.assert_less`; mostly nothing reads its result. It guards the
+tasks that need all of what it looks at, and runs with them: an assertion on the
+encoder's output with every task, one on a head's output with that task. So a
+signature refuses what `predict` refuses of its tasks, and runs no other head
+for it. Only what relates tasks that share nothing runs these tasks together.
+Other effects that no output depends on, prints and updates of state, are
+dropped.
 """
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +41,10 @@ from keras_mgda.serving.graph_def import by_name, called_functions
 # Inputs come from the caller. A constant is copied into every block that reads
 # it: as an argument of a function it is not known when shapes are inferred.
 _WITHOUT_BLOCK = ("Const", "Placeholder")
+
+# What fails on some values, alone or in a function that an operation calls. A
+# function of Python may raise: kept, it is found and refused.
+_GUARDS = re.compile("Assert|CheckNumerics(V2)?|PyFunc|EagerPyFunc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +68,35 @@ class Block:
     captured: tuple[Any, ...]
 
 
+# What the model answers for tasks that are not served. No task is named so.
+_OTHERS = ""
+
+
 def split_by_tasks(
-    traced: Any, outputs: Mapping[str, Sequence[tf.Tensor]]
+    traced: Any,
+    outputs: Mapping[str, Sequence[tf.Tensor]],
+    others: Sequence[tf.Tensor] = (),
 ) -> list[Block]:
     """Cuts a concrete function into blocks, in an order in which they run.
 
-    Operations that no task needs are dropped, and so are effects that no
-    output depends on: prints, assertions, updates of state.
+    Operations that no task needs are dropped, but for guards.
 
     Args:
         traced: A `tf.types.experimental.ConcreteFunction`.
         outputs: For each task the tensors of `traced.graph` that it wants.
+        others: What is answered and not served, as heads that are left out:
+            what guards these alone is dropped.
 
     Returns:
         The blocks, the encoder first.
     """
     graph = traced.graph
-    needed_by = _needed_by(graph, outputs)
+    definition = graph.as_graph_def()
+    captures = _captures(traced)
+    answered = {**outputs, _OTHERS: others} if others else outputs
+    needed_by = _needed_by(graph, answered)
+    _add_guards(needed_by, graph, definition, frozenset(answered), captures)
+    needed_by = {op: tasks - {_OTHERS} for op, tasks in needed_by.items()}
     members = defaultdict(list)
     for operation in graph.get_operations():
         if needed_by[operation] and operation.type not in _WITHOUT_BLOCK:
@@ -83,8 +109,6 @@ def split_by_tasks(
         for tensor in operation.inputs
         if needed_by[tensor.op] != tasks
     )
-    captures = _captures(traced)
-    definition = graph.as_graph_def()
     return [
         _block(tasks, members[tasks], wanted, captures, definition)
         for tasks in sorted(members, key=len, reverse=True)
@@ -126,14 +150,83 @@ def _needed_by(
     for task, tensors in outputs.items():
         for tensor in tensors:
             needed_by[tensor.op] |= {task}
+    returned = set(needed_by)
     # A graph's operations are listed in the order of their making, each after
     # what it reads.
     for operation in reversed(graph.get_operations()):
-        for source in {tensor.op for tensor in operation.inputs}.union(
-            operation.control_inputs
-        ):
+        sources = {tensor.op for tensor in operation.inputs}
+        # What is returned waits for every effect of the function.
+        if operation not in returned:
+            sources.update(operation.control_inputs)
+        for source in sources:
             needed_by[source] |= needed_by[operation]
     return needed_by
+
+
+def _add_guards(
+    needed_by: dict[tf.Operation, frozenset[str]],
+    graph: tf.Graph,
+    definition: Any,
+    every: frozenset[str],
+    captures: Mapping[str, Any],
+) -> None:
+    """Adds to `R` the guards whose results nothing reads, and their needs."""
+    library = by_name(definition.library.function)
+    nodes = {node.name: node for node in definition.node}
+    weights = {name.split(":")[0] for name in captures}
+    guards = [
+        operation
+        for operation in graph.get_operations()
+        if not needed_by[operation] and _guards(nodes[operation.name], library)
+    ]
+    for guard in guards:
+        # Between the guard and what some task needs stands what only it needs,
+        # as the comparison of an assertion.
+        between: set[tf.Operation] = set()
+        seen = []
+        pending = [tensor.op for tensor in guard.inputs]
+        while pending:
+            operation = pending.pop()
+            if operation in between or operation.name in weights:
+                continue
+            if needed_by[operation]:
+                seen.append(needed_by[operation])
+                continue
+            between.add(operation)
+            pending += [tensor.op for tensor in operation.inputs]
+            pending += operation.control_inputs
+        guarded = every.intersection(*seen) or frozenset().union(*seen)
+        _need(guard, guarded, needed_by)
+
+
+def _guards(node: Any, library: dict[str, Any]) -> bool:
+    if _GUARDS.fullmatch(node.op):
+        return True
+    return any(
+        _GUARDS.fullmatch(inner.op)
+        for function in called_functions([node], library).values()
+        for inner in function.node_def
+    )
+
+
+def _need(
+    guard: tf.Operation,
+    tasks: frozenset[str],
+    needed_by: dict[tf.Operation, frozenset[str]],
+) -> None:
+    """Adds tasks to a guard and all that it reads.
+
+    Not to what it waits for: TensorFlow puts effects in the order of their
+    making, and a print before the guard is no part of it.
+    """
+    needed_by[guard] |= tasks
+    pending = [tensor.op for tensor in guard.inputs]
+    while pending:
+        operation = pending.pop()
+        if not tasks <= needed_by[operation]:
+            needed_by[operation] |= tasks
+            pending += [tensor.op for tensor in operation.inputs]
+            pending += operation.control_inputs
 
 
 def _captures(traced: Any) -> dict[str, Any]:

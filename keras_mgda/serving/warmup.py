@@ -47,6 +47,10 @@ class Request:
     inputs: dict[str, np.ndarray]
     answer: dict[str, np.ndarray]
 
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.inputs.values()), ()))
+
 
 def write(path: Path, model_name: str, requests: Iterable[Request]) -> None:
     """Writes a warm-up file."""

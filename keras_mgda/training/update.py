@@ -9,7 +9,11 @@ from keras_mgda.descent.directions import Direction
 from keras_mgda.descent.forward import ForwardPass
 from keras_mgda.descent.readers import Readers, find_readers
 from keras_mgda.descent.task_gradients import Gradient
-from keras_mgda.distribution.replicas import share_overflow, sum_over_replicas
+from keras_mgda.distribution.replicas import (
+    num_replicas,
+    share_overflow,
+    sum_over_replicas,
+)
 from keras_mgda.internals import optimizer_sets, variables_of_slots
 from keras_mgda.training.skipped_steps import SkippedSteps
 
@@ -51,6 +55,32 @@ class Update:
             direction: of the step.
             variables: the trainable variables of the model.
         """
+        if not optimizer.built:
+            with tf.init_scope():
+                optimizer.build(variables)
+        if direction.admitted is None:
+            self._apply(optimizer, forward, direction, variables)
+        elif num_replicas() == 1:
+            tf.cond(
+                direction.admitted,
+                lambda: self._apply(optimizer, forward, direction, variables),
+                lambda: None,
+            )
+        else:  # whose sums cannot stand in a branch of the graph
+            state = [*variables, *optimizer.variables]
+            before = [tf.identity(variable.value) for variable in state]
+            self._apply(optimizer, forward, direction, variables)
+            for variable, value in zip(state, before, strict=True):
+                kept = tf.where(direction.admitted, variable.value, value)
+                variable.assign(kept)
+
+    def _apply(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        forward: ForwardPass,
+        direction: Direction,
+        variables: Sequence[keras.Variable],
+    ) -> None:
         gradients = direction.gradients
         if not (skips_overflow(optimizer) or forward.num_labels):
             _apply(optimizer, gradients, variables)
@@ -82,9 +112,6 @@ class Update:
         weight decay move it, too. Its slots stay as well, or its momentum
         would fade. The rest of the optimizer stays if no task has a label.
         """
-        if not optimizer.built:
-            with tf.init_scope():
-                optimizer.build(variables)
         self.skipped.add_without_labels(~tf.reduce_any(has_labels))
         slots = optimizer.variables
         state = [*variables, *slots]

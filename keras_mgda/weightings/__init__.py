@@ -7,7 +7,8 @@ and under XLA. What they promise, each in its docstring:
 
 - Non-conflicting: `<g_t, d> >= 0` for every task, up to the rounding of `G`.
 - On the simplex: `w >= 0`, `sum(w) = 1`.
-- Scale-invariant: `c G` gives the same weights as `G`.
+- Scale-invariant: `c G` gives the same weights as `G`; each weighting says by
+  its property `scale_invariant` whether it is.
 - Permutation-equivariant: the order of the tasks does not matter.
 - Linear under scaling: `d` is a linear function of positive scales `c` of the
   task gradients `c_t g_t`.
@@ -21,28 +22,34 @@ import keras
 from keras_mgda.weightings.alignment import IMTLG, AlignedMTL, ConFIG
 from keras_mgda.weightings.balancing import DWA, FAMO, GradNorm
 from keras_mgda.weightings.bargaining import FairGrad, NashMTL
+from keras_mgda.weightings.linear import Fixed, Random, Uniform
 from keras_mgda.weightings.mgda import EDM, MGDA
 from keras_mgda.weightings.projection import CAGrad, DualProj, UPGrad
 from keras_mgda.weightings.scalarization import (
+    COSMOS,
+    IMTLL,
+    PBI,
     STCH,
-    Fixed,
     GeometricMean,
-    Random,
     Uncertainty,
-    Uniform,
 )
 from keras_mgda.weightings.smoothing import CRMOGM
 from keras_mgda.weightings.state import StatefulWeighting
 from keras_mgda.weightings.surgery import GradVac, PCGrad
+from keras_mgda.weightings.units import DBMTL, Normalized
 from keras_mgda.weightings.weighting import GramWeighting, Weighting
 
 __all__ = [
+    "COSMOS",
     "CRMOGM",
+    "DBMTL",
     "DWA",
     "EDM",
     "FAMO",
     "IMTLG",
+    "IMTLL",
     "MGDA",
+    "PBI",
     "STCH",
     "AlignedMTL",
     "CAGrad",
@@ -55,6 +62,7 @@ __all__ = [
     "GradVac",
     "GramWeighting",
     "NashMTL",
+    "Normalized",
     "PCGrad",
     "Random",
     "StatefulWeighting",
@@ -63,13 +71,16 @@ __all__ = [
     "Uniform",
     "Weighting",
     "get",
+    "names",
 ]
 
 _BY_NAME: dict[str, type[Weighting]] = {
     "aligned_mtl": AlignedMTL,
     "cagrad": CAGrad,
     "config": ConFIG,
+    "cosmos": COSMOS,
     "cr_mogm": CRMOGM,
+    "db_mtl": DBMTL,
     "dualproj": DualProj,
     "dwa": DWA,
     "edm": EDM,
@@ -80,8 +91,10 @@ _BY_NAME: dict[str, type[Weighting]] = {
     "gradnorm": GradNorm,
     "gradvac": GradVac,
     "imtl_g": IMTLG,
+    "imtl_l": IMTLL,
     "mgda": MGDA,
     "nash_mtl": NashMTL,
+    "pbi": PBI,
     "pcgrad": PCGrad,
     "random": Random,
     "stch": STCH,
@@ -89,6 +102,16 @@ _BY_NAME: dict[str, type[Weighting]] = {
     "uniform": Uniform,
     "upgrad": UPGrad,
 }
+
+
+def names() -> list[str]:
+    """The names that `get` takes, sorted.
+
+    >>> from keras_mgda import weightings
+    >>> weightings.names()[:3]
+    ['aligned_mtl', 'cagrad', 'config']
+    """
+    return sorted(_BY_NAME)
 
 
 def get(identifier: Any) -> Weighting:
@@ -120,6 +143,6 @@ def get(identifier: Any) -> Weighting:
     elif isinstance(identifier, (Mapping, list, tuple)) and identifier:
         return Fixed(identifier)
     raise ValueError(
-        f"`weighting` must be one of {sorted(_BY_NAME)}, fixed task weights, "
+        f"`weighting` must be one of {names()}, fixed task weights, "
         f"a `Weighting` or its config. Received: {identifier!r}."
     )

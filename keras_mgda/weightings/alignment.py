@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_mgda.weightings.normalized_gram import factors, finish
+from keras_mgda.weightings.normalized_gram import normalized_gram
 from keras_mgda.weightings.preference import (
     Numbers,
     PreferenceWeighting,
@@ -31,9 +31,14 @@ class IMTLG(GramWeighting):
 
     so that `w_t = y_t / n_t / |sum_s y_s / n_s|` with `K y = 1`, by the pseudo-
     inverse. The published formula divides by the sum itself, and climbs every
-    loss where that is negative. If the task gradients are linearly dependent,
-    there may be no such direction; where the sum is next to zero, the absolute
-    values of the weights add up to 1.
+    loss where that is negative. Where the sum is next to zero, the absolute
+    values of the weights add up to 1 instead.
+
+    If the task gradients are linearly dependent, there may be no `y` with
+    `K y = 1`, and then the one that comes closest is taken. Where the unit
+    gradients add up to zero, as those of two opposite tasks, that is none:
+    `K 1 = 0`. Along `y = 1`, `w_t ~ 1 / n_t`, all projections are equal then,
+    for `d = 0`, and so are those along no other positive weights.
 
     Scale-invariant; permutation-equivariant; non-conflicting for linearly
     independent task gradients. Not on the simplex, as weights may be negative;
@@ -43,6 +48,8 @@ class IMTLG(GramWeighting):
         Liu et al., 2021. Towards Impartial Multi-task Learning, the closed form
         of IMTL-G. https://openreview.net/forum?id=IMPnRXEWpvr
     """
+
+    scale_invariant = True
 
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         return _imtl_g(gram)
@@ -71,6 +78,8 @@ class ConFIG(PreferenceWeighting):
         Physics Informed Neural Networks, equation 2.
         https://arxiv.org/abs/2408.11104
     """
+
+    scale_invariant = True
 
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         return _config(gram, self.preference_of(gram))
@@ -108,6 +117,8 @@ class AlignedMTL(PreferenceWeighting):
         Learning, algorithm 1. https://arxiv.org/abs/2305.19000
     """
 
+    scale_invariant = True
+
     def __init__(
         self,
         preference: Numbers | None = None,
@@ -133,27 +144,29 @@ class AlignedMTL(PreferenceWeighting):
 
 @tf.function(autograph=False)
 def _imtl_g(gram: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
-    y = _solve(K, tf.cast(active, K.dtype))
-    v = tf.where(active, y / n, 0)
+    n, K, active = normalized = normalized_gram(gram)
+    ones = tf.cast(active, K.dtype)
+    y = _solve(K, ones)
+    cancel = tf.reduce_all(y == 0)  # the unit gradients add up to zero
+    v = tf.where(active, tf.where(cancel, ones, y) / n, 0)
     total, size = tf.abs(tf.reduce_sum(v)), tf.reduce_sum(tf.abs(v))
     divisor = tf.where(total > 1e-6 * size, total, size)
-    return finish(tf.math.divide_no_nan(v, divisor), of)
+    return normalized.task_weights(tf.math.divide_no_nan(v, divisor))
 
 
 @tf.function(autograph=False)
 def _config(gram: tf.Tensor, preference: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     y = _solve(K, shares(preference, active))
     Ky = tf.linalg.matvec(K, y)
     projections = tf.tensordot(n, Ky, 1)
     y *= tf.math.divide_no_nan(projections, tf.tensordot(y, Ky, 1))
-    return finish(y / n, of)
+    return normalized.task_weights(y / n)
 
 
 @tf.function(autograph=False)
 def _aligned(gram: tf.Tensor, preference: tf.Tensor, scale: Scale) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     m = n.shape[0]
     r = tf.where(tf.math.is_nan(n), tf.ones_like(n), n / tf.reduce_max(n))
     cosines = _spectrum(K)
@@ -169,7 +182,7 @@ def _aligned(gram: tf.Tensor, preference: tf.Tensor, scale: Scale) -> tf.Tensor:
         square = tf.gather(kept, tf.minimum(m - rank + middle, m - 1))
     along = _components(vectors, shares(preference, active))
     along *= tf.sqrt(tf.math.divide_no_nan(square, kept))
-    return finish(tf.linalg.matvec(vectors, along), of)
+    return normalized.task_weights(tf.linalg.matvec(vectors, along))
 
 
 class _Spectrum(NamedTuple):

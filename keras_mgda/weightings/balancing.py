@@ -5,13 +5,15 @@ they make the task weights of this step and the state of the next. A task whose
 loss is zero, as without labels, keeps its part of the state.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.weightings.normalized_gram import factors
+from keras_mgda.weightings.normalized_gram import normalized_gram
+from keras_mgda.weightings.preference import Numbers, TaskNumbers
 from keras_mgda.weightings.state import StatefulWeighting, Values
 from keras_mgda.weightings.weighting import check_positive
 
@@ -29,7 +31,9 @@ class DWA(StatefulWeighting):
     epoch; a weighting does not see where epochs end, so it counts steps.
 
     Loss-only, so scale-invariant; permutation-equivariant. The weights add up
-    to `m`. Not non-conflicting, not linear under scaling.
+    to `m`. Not non-conflicting, not linear under scaling. The losses must be
+    positive: the rate of a loss that goes down from -1 to -2 is 2, as if it
+    went up.
 
     Args:
         temperature: `T`; the larger, the more alike the weights. The paper's 2.
@@ -45,6 +49,7 @@ class DWA(StatefulWeighting):
 
     uses_gram = False
     uses_losses = True
+    positive_losses = True
     compiles_step = True
 
     def __init__(self, temperature: float = 2.0, period: int = 100) -> None:
@@ -102,7 +107,7 @@ class GradNorm(StatefulWeighting):
     depend on the scale of the gradients; in the paper's form both fail.
 
     Scale-invariant; permutation-equivariant. Not non-conflicting, not linear
-    under scaling; the weights add up to `m`. The losses must not be negative.
+    under scaling; the weights add up to `m`. The losses must be positive.
 
     Args:
         alpha: how strongly the rates are to be alike. The paper's 1.5.
@@ -114,6 +119,8 @@ class GradNorm(StatefulWeighting):
     """
 
     uses_losses = True
+    positive_losses = True
+    scale_invariant = True
     compiles_step = True
 
     def __init__(
@@ -132,7 +139,7 @@ class GradNorm(StatefulWeighting):
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
-        n, _, active = factors(gram)
+        n, _, active = normalized_gram(gram)
         active &= task_losses != 0
         w, first = (tf.cast(state[name], n.dtype) for name in state)
         first = tf.where(active & (first == 0), task_losses, first)
@@ -164,12 +171,13 @@ class FAMO(StatefulWeighting):
     """Fast adaptive multitask optimization: equal rates from losses alone.
 
     ```
-    w_t = (z_t / L_t) / sum_s (z_s / L_s),   z = softmax(x)
+    w_t = (z_t / l_t) / sum_s (z_s / l_s),   z = softmax(x),   l_t = L_t - b_t
     ```
 
-    is the direction of `sum_t z_t log L_t`; `x` follows, by Adam, the gradient
-    of `sum_t z_t (log L_t(before) - log L_t(after))` and its own decay, so that
-    the task whose loss went down least gains weight.
+    is the direction of `sum_t z_t log l_t`; `x` follows, by Adam, the gradient
+    of `sum_t z_t (log l_t(before) - log l_t(after))` and its own decay, so that
+    the task whose loss went down least gains weight. `b` are lower bounds of
+    the losses, zero unless given.
 
     The authors measure `before` and `after` a step on the same batch, by a
     second forward pass. A weighting sees one pass for each step: here `after`
@@ -179,11 +187,17 @@ class FAMO(StatefulWeighting):
 
     Loss-only, so scale-invariant; on the simplex; permutation-equivariant; the
     direction does not depend on the scales of the task losses. Not non-
-    conflicting, not linear under scaling. The losses must be positive.
+    conflicting, not linear under scaling. The losses must be above their lower
+    bounds. One of exactly zero is that of a task without labels, and left out.
 
     Args:
         learning_rate: of `x`. The paper's 0.025.
         decay: of `x`. The paper's 0.001.
+        min_losses: `b`: `{task: number}`, or `m` numbers in the order of the
+            tasks; finite. `None`: zeros.
+
+    Raises:
+        ValueError: for other arguments, and when they do not fit the tasks.
 
     References:
         Liu et al., 2023. FAMO: Fast Adaptive Multitask Optimization,
@@ -195,11 +209,35 @@ class FAMO(StatefulWeighting):
     compiles_step = True
 
     def __init__(
-        self, learning_rate: float = 0.025, decay: float = 1e-3
+        self,
+        learning_rate: float = 0.025,
+        decay: float = 1e-3,
+        min_losses: Numbers | None = None,
     ) -> None:
         super().__init__()
         self.learning_rate = check_positive(learning_rate, "learning_rate")
         self.decay = check_positive(decay, "decay", or_zero=True)
+        self._bounds = TaskNumbers(min_losses, "Lower bounds of losses", True)
+        self.min_losses = self._bounds.given
+        self.compiles_step = min_losses is None
+
+    def build(self, task_names: Sequence[str]) -> None:
+        self._bounds = self._bounds.in_order(task_names)
+        super().build(task_names)
+
+    def admits(self, task_losses: tf.Tensor) -> tf.Tensor:
+        bounds = self._bounds.tensor(task_losses, default=0)
+        below = tf.cast(task_losses, tf.float64) <= bounds
+        return ~below | (task_losses == 0)
+
+    def losses_error(self, task_losses: Mapping[str, float]) -> ValueError:
+        return ValueError(
+            "`FAMO` must have task losses above their lower bounds. Received: "
+            f"{dict(task_losses)}, and min_losses={self.min_losses}, which is "
+            "zero where it is `None`. Use `FAMO(min_losses=...)` below all "
+            "that the losses can be, or a weighting that takes any loss, such "
+            "as 'mgda'."
+        )
 
     def initial_state(self, num_tasks: int) -> dict[str, Any]:
         names = ("logits", "mean", "square", "logs", "seen")
@@ -209,8 +247,10 @@ class FAMO(StatefulWeighting):
     def step(
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
+        labelled = task_losses != 0
+        if self.min_losses is not None:
+            task_losses -= self._bounds.tensor(gram, default=0)
         L = tf.cast(task_losses, tf.float32)
-        labelled = L != 0
         logs = tf.math.log(tf.where(labelled, L, 1))
         x, after = _famo_logits(state, logs, labelled, self)
         log_w = tf.where(labelled, tf.nn.log_softmax(x) - logs, -float("inf"))
@@ -219,7 +259,11 @@ class FAMO(StatefulWeighting):
         return tf.where(none, tf.ones_like(w) / w.shape[0], w), after
 
     def get_config(self) -> dict[str, Any]:
-        return {"learning_rate": self.learning_rate, "decay": self.decay}
+        return {
+            "learning_rate": self.learning_rate,
+            "decay": self.decay,
+            "min_losses": self.min_losses,
+        }
 
 
 def _famo_logits(

@@ -9,13 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda.linalg.quadratic_program import solve
-from keras_mgda.weightings.normalized_gram import factors, finish
+from keras_mgda.linalg import solve
+from keras_mgda.weightings.normalized_gram import ROUNDING, normalized_gram
 from keras_mgda.weightings.weighting import GramWeighting
 
-# Half an ulp of float32: by so much rounding moves the cosines, at most. Added
-# to them, it bounds the weights where tasks are Pareto stationary.
-_ROUNDING = 2.0**-24
 _MAX_STEPS = 300
 
 
@@ -58,6 +55,10 @@ class NashMTL(GramWeighting):
                 f"Received: {max_norm!r}."
             )
         self.max_norm = max_norm
+
+    @property
+    def scale_invariant(self) -> bool:
+        return self.max_norm is None
 
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         return _nash(gram, self.max_norm)
@@ -114,7 +115,7 @@ class FairGrad(GramWeighting):
 
 @tf.function(jit_compile=True, autograph=False)
 def _nash(gram: tf.Tensor, max_norm: float | None) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     y = _balanced(K, tf.cast(active, K.dtype), 1.0)
     largest = tf.reduce_max(n)
     frobenius = tf.norm((n / largest)[:, None] * K * (n / largest))
@@ -122,22 +123,22 @@ def _nash(gram: tf.Tensor, max_norm: float | None) -> tf.Tensor:
     if max_norm is not None:
         squared = tf.tensordot(y, tf.linalg.matvec(K, y), 1)
         y *= tf.minimum(max_norm * tf.math.rsqrt(tf.maximum(squared, 0)), 1)
-    return finish(y / n, of)
+    return normalized.task_weights(y / n)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _fair(gram: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     # In units of the largest norm `c`: `w` is `c^(-2 / (1 + p))` as large.
     p, largest = 1 / alpha, tf.reduce_max(n)
     b = tf.where(active, (n / largest) ** (p - 1), 0)
     y = _balanced(K, b, p) * largest ** (1 - 2 / (1 + p))
-    return finish(y / n, of)
+    return normalized.task_weights(y / n)
 
 
 def _balanced(K: tf.Tensor, b: tf.Tensor, p: Any) -> tf.Tensor:
     """`y > 0` with `K y = b y^(-p)` (where `b > 0`), by damped Newton steps."""
-    K += _ROUNDING
+    K += ROUNDING  # bounds `y` where tasks are Pareto stationary
     K += tf.linalg.diag(tf.cast(b == 0, K.dtype))
     b = tf.where(b != 0, b, 1)
 

@@ -5,17 +5,14 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_mgda.linalg.min_norm import min_norm_point
-from keras_mgda.weightings.normalized_gram import factors, finish
-from keras_mgda.weightings.weighting import (
-    GramWeighting,
-    Weighting,
-    check_gram,
-    check_losses,
+from keras_mgda.linalg import min_norm_point, symmetric_gram
+from keras_mgda.weightings.normalized_gram import normalized_gram
+from keras_mgda.weightings.units import (
+    Normalization,
+    check_normalization,
+    units,
 )
-
-Normalization = Literal["none", "l2", "loss", "loss+"]
-_NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+from keras_mgda.weightings.weighting import GramWeighting, Weighting
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -31,9 +28,14 @@ class MGDA(Weighting):
     among them, leave the simplex and get the weight zero; otherwise they alone
     would make the min-norm point zero and stop the encoder.
 
+    Non-conflicting; permutation-equivariant; by `"none"` on the simplex, and by
+    `"none"` and `"loss"` scale-invariant. Not linear under scaling.
+
     Args:
         normalization: `n_t`; `"none"`: 1, `"l2"`: `||g_t||`, `"loss"`:
-            `|L_t|`, `"loss+"`: `|L_t| ||g_t||`.
+            `|L_t|`, `"loss+"`: `|L_t| ||g_t||`. With `"loss"` it is the
+            min-norm point of the gradients of the log losses. A loss below zero
+            counts by its size: the direction keeps its promise.
         total: what the `a_t` sum to: a number, or `"tasks"` for the number of
             tasks. With 1, as in the paper, the encoder's step is about `1/m` of
             that of the plain sum at the same learning rate; `"tasks"` brings
@@ -59,11 +61,6 @@ class MGDA(Weighting):
         normalization: Normalization = "none",
         total: float | Literal["tasks"] = 1.0,
     ) -> None:
-        if normalization not in _NORMALIZATIONS:
-            raise ValueError(
-                f"`normalization` must be one of {_NORMALIZATIONS}. "
-                f"Received: {normalization!r}."
-            )
         if total != "tasks" and not (
             isinstance(total, (int, float)) and 0 < total < float("inf")
         ):
@@ -71,36 +68,25 @@ class MGDA(Weighting):
                 "`total` must be a positive number or 'tasks'. "
                 f"Received: {total!r}."
             )
-        self.normalization = normalization
+        self.normalization = check_normalization(normalization)
         self.total = total
         self.uses_losses = normalization in ("loss", "loss+")
 
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
     ) -> tf.Tensor:
-        gram = tf.cast(check_gram(gram), tf.float64)
-        squared_norms = tf.linalg.diag_part(gram)
-        active = squared_norms != 0.0  # True for NaN, which has to be seen
+        gram = tf.cast(symmetric_gram(gram), tf.float64)
         if self.uses_losses:
-            who = f"`normalization='{self.normalization}'`"
-            task_losses = check_losses(task_losses, gram, who)
-        scale = tf.where(active, self._scale(squared_norms, task_losses), 1.0)
-        normalized = gram / scale[:, None] / scale[None, :]
-        point = min_norm_point(normalized, active=active)
+            task_losses = self.check_losses(task_losses, gram)
+        active = tf.linalg.diag_part(gram) != 0  # so is NaN, to be seen
+        n = units(gram, task_losses, self.normalization)
+        point = min_norm_point(gram / n[:, None] / n, active=active)
         total = gram.shape[0] if self.total == "tasks" else self.total
-        return tf.cast(total * point.task_weights / scale, tf.float32)
+        return tf.cast(total * point.task_weights / n, tf.float32)
 
-    def _scale(
-        self, squared_norms: tf.Tensor, task_losses: tf.Tensor | None
-    ) -> tf.Tensor:
-        """`n_t`. Any positive one keeps the direction's promise."""
-        scale = tf.ones_like(squared_norms)
-        if self.normalization in ("l2", "loss+"):
-            scale *= tf.sqrt(squared_norms)
-        if self.uses_losses:
-            scale *= tf.maximum(tf.abs(task_losses), 1e-12)
-        # Divided by infinity, a task that diverged would look like a zero.
-        return tf.where(tf.math.is_finite(scale), scale, float("nan"))
+    @property
+    def scale_invariant(self) -> bool:
+        return self.normalization in ("none", "loss")
 
     def get_config(self) -> dict[str, Any]:
         return {"normalization": self.normalization, "total": self.total}
@@ -128,12 +114,14 @@ class EDM(GramWeighting):
         objective optimization. https://arxiv.org/abs/2007.06937
     """
 
+    scale_invariant = True
+
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         return _edm(gram)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _edm(gram: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     w = min_norm_point(K, active=active).task_weights / n
-    return finish(w / tf.reduce_sum(w), of)
+    return normalized.task_weights(w / tf.reduce_sum(w))

@@ -1,13 +1,16 @@
-"""Gram matrices as norms and cosines, which scale does not spoil."""
+"""A Gram matrix as norms and cosines, which the scale of it does not spoil."""
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mgda.weightings.weighting import ASYMMETRY
+from keras_mgda.linalg.gram import ASYMMETRY
+
+# Half an ulp of float32: by so much rounding moves the cosines, at most.
+ROUNDING = 2.0**-24
 
 
-class Factors(NamedTuple):
+class NormalizedGram(NamedTuple):
     """A Gram matrix as `G_ts = n_t n_s K_ts`, in float64.
 
     Attributes:
@@ -21,8 +24,21 @@ class Factors(NamedTuple):
     cosines: tf.Tensor
     active: tf.Tensor
 
+    def task_weights(self, w: tf.Tensor) -> tf.Tensor:
+        """`w` as a weighting returns it: `[m]`, float32.
 
-def factors(gram: tf.Tensor) -> Factors:
+        Zero for a zero gradient, `1 / m` if all are, and NaN for a matrix that
+        is no Gram matrix.
+        """
+        w = tf.where(self.active, w, 0)
+        any_active = tf.reduce_any(self.active)
+        w = tf.where(any_active, w, tf.ones_like(w) / w.shape[0])
+        is_gram = ~tf.reduce_any(tf.math.is_nan(self.norms))
+        return tf.cast(tf.where(is_gram, w, float("nan")), tf.float32)
+
+
+def normalized_gram(gram: tf.Tensor) -> NormalizedGram:
+    """The norms and cosines of a Gram matrix `[m, m]`."""
     gram = tf.cast(gram, tf.float64)
     squared_norms = tf.linalg.diag_part(gram)
     active = squared_norms != 0
@@ -38,12 +54,4 @@ def factors(gram: tf.Tensor) -> Factors:
     cosines = (cosines + tf.transpose(cosines)) / 2
     # Zero, too, for what is no Gram matrix: an eigensolver raises on NaN.
     pairs = active[:, None] & active & is_gram
-    return Factors(norms, tf.where(pairs, cosines, 0), active)
-
-
-def finish(w: tf.Tensor, of: Factors) -> tf.Tensor:
-    """Task weights as they are returned."""
-    w = tf.where(of.active, w, 0)
-    w = tf.where(tf.reduce_any(of.active), w, tf.ones_like(w) / w.shape[0])
-    is_gram = ~tf.reduce_any(tf.math.is_nan(of.norms))
-    return tf.cast(tf.where(is_gram, w, float("nan")), tf.float32)
+    return NormalizedGram(norms, tf.where(pairs, cosines, 0), active)

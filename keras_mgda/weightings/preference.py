@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_mgda.weightings.weighting import GramWeighting
@@ -65,7 +66,7 @@ class TaskNumbers:
         return TaskNumbers(ordered, self._what, may_be_negative=True)
 
     def tensor(self, gram: tf.Tensor, default: float) -> tf.Tensor:
-        """`[m]`, float64, for a Gram matrix `[m, m]`."""
+        """`[m]`, float64, for a Gram matrix `[m, m]` or losses `[m]`."""
         m = gram.shape[0]
         if self.given is None:
             return tf.fill([m], tf.constant(default, tf.float64))
@@ -116,9 +117,17 @@ def shares(preference: tf.Tensor, active: tf.Tensor) -> tf.Tensor:
     return tf.where(active, among * total, 0)
 
 
+def is_variable(value: Any) -> bool:
+    return isinstance(value, (keras.Variable, tf.Variable))
+
+
 def _as_float(number: Any) -> float:
-    """NaN for what is no number, a string among them."""
+    """NaN for what is no number, and for a variable, which would not be read.
+
+    A string is none either.
+    """
     try:
-        return math.nan if isinstance(number, str) else float(number)
+        is_none = isinstance(number, str) or is_variable(number)
+        return math.nan if is_none else float(number)
     except (TypeError, ValueError):
         return math.nan

@@ -14,14 +14,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mgda.linalg.min_norm import min_norm_point
-from keras_mgda.linalg.quadratic_program import non_negative_minimum
-from keras_mgda.weightings.normalized_gram import factors, finish
+from keras_mgda.linalg import min_norm_point, non_negative_minimum
+from keras_mgda.weightings.normalized_gram import ROUNDING, normalized_gram
 from keras_mgda.weightings.preference import PreferenceWeighting, shares
 from keras_mgda.weightings.weighting import GramWeighting
-
-# Half an ulp of float32: by so much rounding moves the cosines, at most.
-_ROUNDING = 2.0**-24
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -59,6 +55,8 @@ class UPGrad(PreferenceWeighting):
         section 3. https://arxiv.org/abs/2406.16232
     """
 
+    scale_invariant = True
+
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         return _upgrad(gram, self.preference_of(gram))
 
@@ -83,6 +81,8 @@ class DualProj(PreferenceWeighting):
         Lopez-Paz & Ranzato, 2017. Gradient Episodic Memory for Continual
         Learning, equation 11. https://arxiv.org/abs/1706.08840
     """
+
+    scale_invariant = True
 
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         return _dual_proj(gram, self.preference_of(gram))
@@ -118,6 +118,8 @@ class CAGrad(GramWeighting):
         Learning, algorithm 1. https://arxiv.org/abs/2110.14048
     """
 
+    scale_invariant = True
+
     def __init__(self, c: float = 0.5) -> None:
         if not 0 <= c < float("inf"):
             raise ValueError(
@@ -134,7 +136,7 @@ class CAGrad(GramWeighting):
 
 @tf.function(jit_compile=True, autograph=False)
 def _upgrad(gram: tf.Tensor, preference: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     b = shares(preference, active) * n
     m = b.shape[0]
 
@@ -145,19 +147,19 @@ def _upgrad(gram: tf.Tensor, preference: tf.Tensor) -> tf.Tensor:
 
     start = (0, tf.zeros_like(b))
     _, y = tf.while_loop(lambda t, y: t < m, project_one, start)
-    return finish(y / n, of)
+    return normalized.task_weights(y / n)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _dual_proj(gram: tf.Tensor, preference: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     b = shares(preference, active) * n
-    return finish((b + _onto(K, 0.0, b, _norm(K, b))) / n, of)
+    return normalized.task_weights((b + _onto(K, 0.0, b, _norm(K, b))) / n)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _cagrad(gram: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
-    n, K, active = of = factors(gram)
+    n, K, active = normalized = normalized_gram(gram)
     n /= tf.reduce_max(n)
     b = shares(tf.ones_like(n) / n.shape[0], active) * n
     size = _norm(K, b)
@@ -174,7 +176,7 @@ def _cagrad(gram: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
         return step + 1, z, *project(z)
 
     # No direction in the ball does better than this for the min-norm point.
-    gram = n[:, None] * (K + _ROUNDING) * n
+    gram = n[:, None] * (K + ROUNDING) * n
     point = min_norm_point(gram, active=active)
     z = tf.tensordot(point.task_weights, tf.linalg.matvec(gram, b / n), 1)
     z += radius * tf.sqrt(point.squared_norm)
@@ -185,7 +187,7 @@ def _cagrad(gram: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
         newton,
         (0, z, *project(z)),
     )
-    return finish((b + y) / n, of)
+    return normalized.task_weights((b + y) / n)
 
 
 def _norm(K: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -215,7 +217,7 @@ def _onto(K: tf.Tensor, r: Any, b: tf.Tensor, reach: tf.Tensor) -> tf.Tensor:
 
     def is_rejected(rounding: Any, y: Any) -> tf.Tensor:
         too_far = tf.reduce_sum(y) * tf.sqrt(rounding) > 2 * reach
-        return (rounding < _ROUNDING) | too_far
+        return (rounding < ROUNDING) | too_far
 
-    start = (tf.constant(_ROUNDING / 16, K.dtype), tf.zeros_like(b))
+    start = (tf.constant(ROUNDING / 16, K.dtype), tf.zeros_like(b))
     return tf.while_loop(is_rejected, project, start)[1]

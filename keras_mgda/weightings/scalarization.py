@@ -1,6 +1,5 @@
-"""Weightings that are gradients of one number made of the task losses."""
+"""Weightings that are the gradient of one number made of the task losses."""
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,114 +7,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mgda.linalg import square_gram
 from keras_mgda.weightings.preference import (
     Numbers,
     TaskNumbers,
     shares,
 )
 from keras_mgda.weightings.state import StatefulWeighting, Values
-from keras_mgda.weightings.weighting import (
-    Weighting,
-    check_gram,
-    check_losses,
-    check_positive,
-)
-
-
-@keras.saving.register_keras_serializable(package="keras_mgda")
-class Uniform(Weighting):
-    """All task weights 1: the plain sum of the task losses, as stock Keras.
-
-    Permutation-equivariant; linear under scaling; scale-invariant. Not non-
-    conflicting, not on the simplex.
-    """
-
-    uses_gram = False
-
-    def __call__(
-        self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        return tf.ones(gram.shape[0], tf.float32)
-
-
-@keras.saving.register_keras_serializable(package="keras_mgda")
-class Fixed(Weighting):
-    """Task weights that are given and stay.
-
-    They scale what the encoder gets from each task; the heads keep their plain
-    gradients. (Keras's own `loss_weights` scale both.) Linear under scaling and
-    scale-invariant; not non-conflicting.
-
-    Args:
-        task_weights: `{task: number}`, or `m` numbers in the order of the
-            tasks. Finite and not negative. `None`: all 1, as `Uniform`.
-
-    Raises:
-        ValueError: for other numbers, and when they do not fit the tasks.
-
-    Example:
-
-    >>> from keras_mgda import weightings
-    >>> weighting = weightings.Fixed({"left": 0.3, "right": 0.7})
-    """
-
-    uses_gram = False
-
-    def __init__(self, task_weights: Numbers | None = None) -> None:
-        self._numbers = TaskNumbers(task_weights, "Fixed task weights")
-        self.task_weights = self._numbers.given
-
-    def build(self, task_names: Sequence[str]) -> None:
-        self._numbers = self._numbers.in_order(task_names)
-
-    def __call__(
-        self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        return tf.cast(self._numbers.tensor(gram, default=1), tf.float32)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"task_weights": self.task_weights}
-
-
-@keras.saving.register_keras_serializable(package="keras_mgda")
-class Random(StatefulWeighting):
-    """Random loss weighting: other task weights at every step.
-
-    ```
-    w = softmax(x),   x_t ~ N(0, 1)
-    ```
-
-    a function of the seed and the number of the step: runs repeat, and go on
-    where they were interrupted. On the simplex; scale-invariant and, for the
-    same draw, linear under scaling; not non-conflicting.
-
-    Args:
-        seed: of the draws; `None` draws one.
-
-    References:
-        Lin et al., 2022. Reasonable Effectiveness of Random Weighting: A Litmus
-        Test for Multi-Task Learning, algorithm 2.
-        https://arxiv.org/abs/2111.10603
-    """
-
-    uses_gram = False
-
-    def __init__(self, seed: int | None = None) -> None:
-        super().__init__()
-        self.seed = random.getrandbits(31) if seed is None else seed
-
-    def initial_state(self, num_tasks: int) -> dict[str, Any]:
-        return {"num_steps": np.int64(0)}
-
-    def step(
-        self, state: Values, gram: tf.Tensor, task_losses: Any
-    ) -> tuple[tf.Tensor, Values]:
-        steps = state["num_steps"]
-        seed = tf.stack([self.seed, steps])
-        return _random(gram.shape[0], seed), {"num_steps": steps + 1}
-
-    def get_config(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+from keras_mgda.weightings.weighting import Weighting, check_positive
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -130,8 +29,8 @@ class GeometricMean(Weighting):
     conflicting, not on the simplex; scale-invariant, as it does not look at the
     Gram matrix; permutation-equivariant.
 
-    The losses have to be positive: the weights are NaN if one is not. One of
-    zero, as without labels, is left out, and its weight is zero.
+    The losses must be positive. One of zero, as without labels, is left out,
+    and its weight is zero.
 
     References:
         Chennupati et al., 2019. MultiNet++: Multi-Stream Feature Aggregation
@@ -140,17 +39,18 @@ class GeometricMean(Weighting):
 
     uses_gram = False
     uses_losses = True
+    positive_losses = True
 
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
     ) -> tf.Tensor:
-        L = check_losses(task_losses, check_gram(gram), "GeometricMean")
+        L = self.check_losses(task_losses, square_gram(gram))
         labelled = L != 0
         logs = tf.math.log(tf.where(labelled, L, 1))
         count = tf.reduce_sum(tf.cast(labelled, L.dtype))
         mean = tf.math.divide_no_nan(tf.reduce_sum(logs), count)
         w = tf.math.divide_no_nan(tf.exp(mean - logs), count)
-        return _finish(tf.where(labelled, w, 0), L)
+        return _task_weights(tf.where(labelled, w, 0), L)  # NaN below zero
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -167,7 +67,8 @@ class STCH(Weighting):
 
     Not non-conflicting, not on the simplex, not linear under scaling; scale-
     invariant, as it does not look at the Gram matrix; permutation-equivariant.
-    A loss of zero, as without labels, is left out, and its weight is zero.
+    The losses may be negative. One of zero, as without labels, is left out, and
+    its weight is zero.
 
     Args:
         mu: positive. In units of the task losses.
@@ -205,14 +106,13 @@ class STCH(Weighting):
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
     ) -> tf.Tensor:
-        gram = check_gram(gram)
-        L = check_losses(task_losses, gram, "STCH")
+        L = self.check_losses(task_losses, square_gram(gram))
         p = self._preference.tensor(gram, default=1 / gram.shape[0])
         p = shares(p, L != 0)
         z = self._reference.tensor(gram, default=0)
         exponents = tf.where(L != 0, p * (L - z) / self.mu, -float("inf"))
         exponents -= tf.reduce_max(exponents)
-        return _finish(p * tf.nn.softmax(exponents), L)
+        return _task_weights(p * tf.nn.softmax(exponents), L)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -237,7 +137,9 @@ class Uncertainty(StatefulWeighting):
     for classification, without the first 1/2, is that for `2 L_t`.)
 
     Loss-only, so scale-invariant; permutation-equivariant. Not non-conflicting,
-    not on the simplex, not linear under scaling.
+    not on the simplex, not linear under scaling. The losses must be positive:
+    below zero there is no minimum, and the weights grow without end. At zero,
+    as without labels, `s_t` stays.
 
     Args:
         learning_rate: of `s`.
@@ -249,6 +151,7 @@ class Uncertainty(StatefulWeighting):
 
     uses_gram = False
     uses_losses = True
+    positive_losses = True
     compiles_step = True
 
     def __init__(self, learning_rate: float = 0.025) -> None:
@@ -262,27 +165,216 @@ class Uncertainty(StatefulWeighting):
         self, state: Values, gram: tf.Tensor, task_losses: Any
     ) -> tuple[tf.Tensor, Values]:
         s = state["log_variances"]
-        L = tf.cast(task_losses, s.dtype)
-        step = self.learning_rate * (tf.exp(-s) * L - 1) / 2
-        to_minimum = tf.math.log(tf.maximum(L, 0)) - s
-        step = tf.clip_by_value(
-            step, tf.minimum(to_minimum, 0), tf.maximum(to_minimum, 0)
-        )
-        after = s + tf.where(L != 0, step, 0)
+        after = _log_scales(s, task_losses, self.learning_rate / 2)
         return tf.exp(-s) / 2, {"log_variances": after}
 
     def get_config(self) -> dict[str, Any]:
         return {"learning_rate": self.learning_rate}
 
 
-# By XLA everywhere, for it draws other numbers than TensorFlow does without.
-@tf.function(jit_compile=True, autograph=False)
-def _random(num_tasks: int, seed: tf.Tensor) -> tf.Tensor:
-    draws = tf.random.stateless_normal([num_tasks], seed, alg="philox")
-    return tf.nn.softmax(draws)
+@keras.saving.register_keras_serializable(package="keras_mgda")
+class IMTLL(StatefulWeighting):
+    """IMTL-L: learned scales `exp(s)` that bring all losses to one size.
+
+    ```
+    min_(theta, s)  sum_t exp(s_t) L_t - s_t,   w_t = exp(s_t)
+    ```
+
+    At the minimum over `s` the weights are `1 / L_t`, and all scaled losses 1.
+    From zero, the plain sum, every step moves `s` by a gradient step of its
+    own, no further than its minimum, `s_t = -log L_t`: a large loss does not
+    throw it. In the paper, the model's optimizer trains `s`; here it has its
+    own learning rate. It is `Uncertainty` with `s` of the other sign, at twice
+    its weights and its rate.
+
+    Loss-only, so scale-invariant; permutation-equivariant. Not non-conflicting,
+    not on the simplex, not linear under scaling. The losses must be positive.
+    At zero, as without labels, `s_t` stays.
+
+    Args:
+        learning_rate: of `s`.
+
+    References:
+        Liu et al., 2021. Towards Impartial Multi-task Learning, equation 6.
+        https://openreview.net/forum?id=IMPnRXEWpvr
+    """
+
+    uses_gram = False
+    uses_losses = True
+    positive_losses = True
+    compiles_step = True
+
+    def __init__(self, learning_rate: float = 0.025) -> None:
+        super().__init__()
+        self.learning_rate = check_positive(learning_rate, "learning_rate")
+
+    def initial_state(self, num_tasks: int) -> dict[str, Any]:
+        return {"log_scales": np.zeros(num_tasks, np.float32)}
+
+    def step(
+        self, state: Values, gram: tf.Tensor, task_losses: Any
+    ) -> tuple[tf.Tensor, Values]:
+        s = state["log_scales"]
+        after = -_log_scales(-s, task_losses, self.learning_rate)
+        return tf.exp(s), {"log_scales": after}
+
+    def get_config(self) -> dict[str, Any]:
+        return {"learning_rate": self.learning_rate}
 
 
-def _finish(w: tf.Tensor, L: tf.Tensor) -> tf.Tensor:
+@keras.saving.register_keras_serializable(package="keras_mgda")
+class PBI(Weighting):
+    """Penalty-based boundary intersection: the losses along a direction.
+
+    ```
+    d_1 + theta d_2,   d_1 = <L - z, e>,   d_2 = ||L - z - d_1 e||,
+    w = e + theta (L - z - d_1 e) / d_2,   e = p / ||p||
+    ```
+
+    goes down the ray from the ideal losses `z` along the preference `p`, and
+    back to it with the force `theta`: a trade-off is a direction of `p`, not a
+    ratio of weights. On the ray, `w = e`. Weights may be negative: a loss that
+    lies below the ray is given up for the others.
+
+    Loss-only, so scale-invariant; permutation-equivariant. Not non-conflicting,
+    not on the simplex, not linear under scaling. The losses may be negative. A
+    loss of zero, as without labels, is left out, and its weight is zero.
+
+    Args:
+        theta: not negative; 0 is `Fixed(e)`. The paper's 5.
+        preference: `p`: `{task: number}`, or `m` numbers in the order of the
+            tasks; finite and not negative. `None`: `1 / m` each.
+        reference: `z`, the ideal losses, in the same form. `None`: zeros.
+
+    Raises:
+        ValueError: for other arguments, and when they do not fit the tasks.
+
+    References:
+        Zhang & Li, 2007. MOEA/D: A Multiobjective Evolutionary Algorithm Based
+        on Decomposition, section II. https://ieeexplore.ieee.org/document/4358754
+    """
+
+    uses_gram = False
+    uses_losses = True
+
+    def __init__(
+        self,
+        theta: float = 5.0,
+        preference: Numbers | None = None,
+        reference: Numbers | None = None,
+    ) -> None:
+        self.theta = check_positive(theta, "theta", or_zero=True)
+        self._preference = TaskNumbers(preference, "Preferences")
+        self._reference = TaskNumbers(reference, "Ideal losses", True)
+        self.preference = self._preference.given
+        self.reference = self._reference.given
+
+    def build(self, task_names: Sequence[str]) -> None:
+        self._preference = self._preference.in_order(task_names)
+        self._reference = self._reference.in_order(task_names)
+
+    def __call__(
+        self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        L = self.check_losses(task_losses, square_gram(gram))
+        p = self._preference.tensor(gram, default=1 / gram.shape[0])
+        e = _of_length_one(shares(p, L != 0))
+        above = L - self._reference.tensor(gram, default=0)
+        above = tf.where(L != 0, above, 0)
+        aside = above - tf.tensordot(above, e, 1) * e
+        # What is left of it on the ray is rounding.
+        on_ray = tf.norm(aside) <= 1e-9 * tf.norm(above)
+        aside = tf.where(on_ray, tf.zeros_like(aside), _of_length_one(aside))
+        return _task_weights(e + self.theta * aside, L)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "theta": self.theta,
+            "preference": self.preference,
+            "reference": self.reference,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_mgda")
+class COSMOS(Weighting):
+    """The objective of COSMOS: losses weighed, and turned to a preference.
+
+    ```
+    <p, L> - penalty cos(p, L),
+    w = p - penalty (p / (||p|| ||L||) - cos(p, L) L / ||L||^2)
+    ```
+
+    so that the losses come to lie along `p`. Weights may be negative, of losses
+    that are short of their share. In the paper a network takes `p` as a part of
+    its input, and is trained for draws of it, to hold a whole Pareto front;
+    this is its objective, for one `p`. `MGDAModel` draws none.
+
+    Loss-only, so scale-invariant; permutation-equivariant. Not non-conflicting,
+    not on the simplex, not linear under scaling. The losses may be negative. A
+    loss of zero, as without labels, is left out, and its weight is zero.
+
+    Args:
+        penalty: the paper's lambda, not negative; 0 is `Fixed(p)`. The paper
+            has 0.01 to 8, depending on the data.
+        preference: `p`: `{task: number}`, or `m` numbers in the order of the
+            tasks; finite and not negative. `None`: `1 / m` each.
+
+    Raises:
+        ValueError: for other arguments, and when they do not fit the tasks.
+
+    References:
+        Ruchte & Grabocka, 2021. Scalable Pareto Front Approximation for Deep
+        Multi-Objective Learning, equation 5. https://arxiv.org/abs/2103.13392
+    """
+
+    uses_gram = False
+    uses_losses = True
+
+    def __init__(
+        self, penalty: float = 1.0, preference: Numbers | None = None
+    ) -> None:
+        self.penalty = check_positive(penalty, "penalty", or_zero=True)
+        self._preference = TaskNumbers(preference, "Preferences")
+        self.preference = self._preference.given
+
+    def build(self, task_names: Sequence[str]) -> None:
+        self._preference = self._preference.in_order(task_names)
+
+    def __call__(
+        self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        L = self.check_losses(task_losses, square_gram(gram))
+        p = self._preference.tensor(gram, default=1 / gram.shape[0])
+        p = shares(p, L != 0)
+        e, of_losses = _of_length_one(p), _of_length_one(L)
+        cosine = tf.tensordot(e, of_losses, 1)
+        turn = tf.math.divide_no_nan(e - cosine * of_losses, tf.norm(L))
+        w = tf.where(L != 0, p - self.penalty * turn, 0)
+        return _task_weights(w, L)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"penalty": self.penalty, "preference": self.preference}
+
+
+def _log_scales(s: tf.Tensor, task_losses: Any, rate: float) -> tf.Tensor:
+    """`s` after a gradient step on `exp(-s) L + s`, not past its minimum."""
+    L = tf.cast(task_losses, s.dtype)
+    step = rate * (tf.exp(-s) * L - 1)
+    to_minimum = tf.math.log(tf.maximum(L, 0)) - s
+    step = tf.clip_by_value(
+        step, tf.minimum(to_minimum, 0), tf.maximum(to_minimum, 0)
+    )
+    return s + tf.where(L != 0, step, 0)
+
+
+def _of_length_one(x: tf.Tensor) -> tf.Tensor:
+    """`x / ||x||`; zero for zero."""
+    largest = tf.reduce_max(tf.abs(x))
+    x = tf.math.divide_no_nan(x, largest)  # whose squares do not overflow
+    return tf.math.divide_no_nan(x, tf.norm(x))
+
+
+def _task_weights(w: tf.Tensor, L: tf.Tensor) -> tf.Tensor:
     w = tf.where(tf.reduce_any(L != 0), w, tf.ones_like(w) / w.shape[0])
     finite = tf.reduce_all(tf.math.is_finite(L))
     return tf.cast(tf.where(finite, w, float("nan")), tf.float32)

@@ -1,7 +1,7 @@
 """A weighting around another one, that smooths what it does."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,11 @@ import tensorflow as tf
 
 from keras_mgda.weightings.mgda import MGDA
 from keras_mgda.weightings.state import StatefulWeighting, Values
-from keras_mgda.weightings.weighting import Weighting
+from keras_mgda.weightings.weighting import (
+    Weighting,
+    check_fraction,
+    check_weighting,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -52,15 +56,8 @@ class CRMOGM(StatefulWeighting):
     ) -> None:
         super().__init__()
         weighting = MGDA() if weighting is None else weighting
-        if not isinstance(weighting, Weighting):
-            raise ValueError(
-                "`weighting` must be a `Weighting`. Received: "
-                f"{weighting!r}. Pass `weightings.get(...)` of a name."
-            )
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"`alpha` must be from 0 to 1. Received: {alpha}.")
-        self.weighting = weighting
-        self.alpha = alpha
+        self.weighting = check_weighting(weighting)
+        self.alpha = check_fraction(alpha, "alpha")
         self.uses_gram = weighting.uses_gram
         self.uses_losses = weighting.uses_losses
 
@@ -70,6 +67,16 @@ class CRMOGM(StatefulWeighting):
         self.weighting = copy.copy(self.weighting)
         self.weighting.build(task_names)
         self.state.inner = self.weighting.state  # saved with it
+
+    @property
+    def scale_invariant(self) -> bool:
+        return self.weighting.scale_invariant
+
+    def admits(self, task_losses: tf.Tensor) -> tf.Tensor:
+        return self.weighting.admits(task_losses)
+
+    def losses_error(self, task_losses: Mapping[str, float]) -> ValueError:
+        return self.weighting.losses_error(task_losses)
 
     def initial_state(self, num_tasks: int) -> dict[str, Any]:
         zeros = np.zeros(num_tasks, np.float32)

@@ -1,4 +1,4 @@
-"""What a weighting remembers from step to step."""
+"""Weightings that remember, and the variables that hold what they do."""
 
 import abc
 import functools
@@ -9,11 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.weightings.weighting import (
-    Weighting,
-    check_gram,
-    check_losses,
-)
+from keras_mgda.linalg import symmetric_gram
+from keras_mgda.weightings.weighting import Weighting
 
 Values = dict[str, tf.Tensor]
 
@@ -55,7 +52,7 @@ class State(keras.layers.Layer):
         """Takes all of the values, or none if one of them is not finite.
 
         Args:
-            values: as `read` returns them.
+            values: as `read` returns them; what is left out stays.
             accepted: `[]`, bool: whether to take them.
 
         Returns:
@@ -64,9 +61,18 @@ class State(keras.layers.Layer):
         for value in values.values():
             if value.dtype.is_floating:
                 accepted &= tf.reduce_all(tf.math.is_finite(value))
-        for name, variable in self._by_name.items():
-            variable.assign(tf.where(accepted, values[name], variable.value))
+        for name, value in values.items():
+            variable = self._by_name[name]
+            variable.assign(tf.where(accepted, value, variable.value))
         return accepted
+
+    def assign(self, name: str, value: Any) -> None:
+        """Sets a variable, between steps."""
+        self._by_name[name].assign(value)
+
+    def value(self, name: str) -> np.ndarray:
+        """What a variable holds, between steps."""
+        return self._by_name[name].numpy()
 
     def save_own_variables(self, store: Any) -> None:
         for name, variable in self._by_name.items():
@@ -92,12 +98,14 @@ class StatefulWeighting(Weighting):
 
     Its state lives in the variables of a `State`, which a model that is
     compiled with it saves and loads. A step whose Gram matrix, losses or new
-    state are not finite leaves it as it was, and has NaN task weights.
+    state are not finite, or whose losses the weighting does not admit, leaves
+    it as it was, and has NaN task weights.
     """
 
     state: State
     # Whether the step is one XLA program, shared by all of the same config.
-    # To be set by each class for itself: a subclass may hold anything.
+    # To be set by each class for itself, as a subclass may hold anything; an
+    # instance whose step is more than a function of its config unsets it.
     compiles_step = False
 
     def __init__(self) -> None:
@@ -111,7 +119,7 @@ class StatefulWeighting(Weighting):
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
     ) -> tf.Tensor:
-        gram = check_gram(gram)
+        gram = symmetric_gram(gram)
         if not self.state.variables:
             with tf.init_scope():
                 self.build([str(task) for task in range(gram.shape[0])])
@@ -122,12 +130,13 @@ class StatefulWeighting(Weighting):
             )
         finite = tf.constant(True)
         if self.uses_losses:
-            task_losses = check_losses(task_losses, gram, type(self).__name__)
+            task_losses = self.check_losses(task_losses, gram)
             finite &= tf.reduce_all(tf.math.is_finite(task_losses))
+            finite &= tf.reduce_all(self.admits(task_losses))
         if self.uses_gram:
             finite &= tf.reduce_all(tf.math.is_finite(gram))
         step = self.step
-        if vars(type(self)).get("compiles_step"):
+        if vars(type(self)).get("compiles_step") and self.compiles_step:
             step = _compiled_step(type(self), tuple(self.get_config().items()))
         task_weights, values = step(self.state.read(), gram, task_losses)
         accepted = self.state.update(values, finite)

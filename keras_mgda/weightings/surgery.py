@@ -11,8 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mgda.weightings.normalized_gram import Factors, factors, finish
+from keras_mgda.weightings.normalized_gram import (
+    NormalizedGram,
+    normalized_gram,
+)
 from keras_mgda.weightings.state import StatefulWeighting, Values
+from keras_mgda.weightings.weighting import check_fraction
 
 
 @keras.saving.register_keras_serializable(package="keras_mgda")
@@ -39,6 +43,8 @@ class PCGrad(StatefulWeighting):
         Yu et al., 2020. Gradient Surgery for Multi-Task Learning, algorithm 1.
         https://arxiv.org/abs/2001.06782
     """
+
+    scale_invariant = True
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
@@ -88,11 +94,11 @@ class GradVac(StatefulWeighting):
         https://arxiv.org/abs/2010.05874
     """
 
+    scale_invariant = True
+
     def __init__(self, beta: float = 0.01, seed: int | None = None) -> None:
         super().__init__()
-        if not 0 <= beta <= 1:
-            raise ValueError(f"`beta` must be from 0 to 1. Received: {beta!r}.")
-        self.beta = beta
+        self.beta = check_fraction(beta, "beta")
         self.seed = random.getrandbits(31) if seed is None else seed
 
     def initial_state(self, num_tasks: int) -> dict[str, Any]:
@@ -114,33 +120,35 @@ class GradVac(StatefulWeighting):
 
 @tf.function(jit_compile=True, autograph=False)
 def _pcgrad(gram: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    of = factors(gram)
-    C, _ = _operate(of, tf.zeros_like(of.cosines), seed)
-    return finish(tf.reduce_sum(C, axis=0) / of.norms, of)
+    normalized = normalized_gram(gram)
+    C, _ = _operate(normalized, tf.zeros_like(normalized.cosines), seed)
+    return normalized.task_weights(tf.reduce_sum(C, axis=0) / normalized.norms)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _gradvac(
     gram: tf.Tensor, seed: tf.Tensor, aims: tf.Tensor, beta: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    of = factors(gram)
+    normalized = normalized_gram(gram)
     aims = tf.cast(aims, tf.float64)
-    C, met = _operate(of, aims, seed)
-    both = of.active[:, None] & of.active
+    C, met = _operate(normalized, aims, seed)
+    both = normalized.active[:, None] & normalized.active
     aims = tf.where(both, (1 - beta) * aims + beta * met, aims)
-    task_weights = finish(tf.reduce_sum(C, axis=0) / of.norms, of)
+    task_weights = normalized.task_weights(
+        tf.reduce_sum(C, axis=0) / normalized.norms
+    )
     return task_weights, tf.cast(aims, tf.float32)
 
 
 def _operate(
-    of: Factors, aims: tf.Tensor, seed: tf.Tensor
+    normalized: NormalizedGram, aims: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """All task gradients are operated on at once, each in its own order.
 
     Returns:
         `C [m, m]`, and the cosines `[m, m]` that were met.
     """
-    n, K, active = of
+    n, K, active = normalized
     m = n.shape[0]
     draws = tf.random.stateless_uniform([m, m], seed, alg="philox")
     order = tf.argsort(draws, axis=1)

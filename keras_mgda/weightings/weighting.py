@@ -1,15 +1,14 @@
-"""What all weightings have in common."""
+"""What all weightings have in common: how a step asks one, what it promises."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-# How far a Gram matrix may be from symmetric, in units of `||g_t|| ||g_s||`.
-ASYMMETRY = 1e-3
+from keras_mgda.linalg import symmetric_gram
 
 
 class Weighting(abc.ABC):
@@ -19,13 +18,30 @@ class Weighting(abc.ABC):
         uses_gram: whether the weights depend on the Gram matrix. If not, only
             its shape is looked at.
         uses_losses: whether they depend on the task losses.
-        state: the layer that holds what the weighting remembers from step to
-            step; `None` if it is a function of its arguments alone.
+        positive_losses: whether the task losses have to be positive.
+        state: the layer that holds what the weighting keeps between steps;
+            `None` if it is a function of its arguments alone.
     """
 
     uses_gram = True
     uses_losses = False
+    positive_losses = False
     state: keras.layers.Layer | None = None
+
+    @property
+    def scale_invariant(self) -> bool:
+        """Whether `c G` gives the same task weights as `G`, for any `c > 0`.
+
+        What is not must see the gradients without a loss scale. Of a weighting
+        that looks at the Gram matrix nothing is taken for granted: it says so
+        itself, by `scale_invariant = True`.
+        """
+        return not self.uses_gram
+
+    @property
+    def remembers(self) -> bool:
+        """Whether earlier calls have a part in the weights of this one."""
+        return self.state is not None
 
     def build(self, task_names: Sequence[str]) -> None:  # noqa: B027
         """Told once, before the first call, which tasks there are.
@@ -46,13 +62,72 @@ class Weighting(abc.ABC):
 
         Returns:
             The task weights `[m]`, float32. NaN if what they depend on is not
-            finite.
+            finite, or if `admits` is not true of all of the task losses.
 
         Raises:
             ValueError: if `gram` is not a square matrix of known size, or is
-                seen not to be symmetric; if the losses are missing or do not
-                fit.
+                seen not to be symmetric; if the losses are missing, do not
+                fit, or are seen to be ones that `admits` is not true of. What
+                is in a graph is not seen.
         """
+
+    def admits(self, task_losses: tf.Tensor) -> tf.Tensor:
+        """Whether the weighting is defined for these task losses.
+
+        A graph cannot raise under XLA: the task weights are NaN there. Whoever
+        runs a graph returns this beside them, leaves the variables as they are
+        where it is not true of all, and raises `losses_error`.
+
+        Args:
+            task_losses: `[m]`. Of NaN, and of zero, which is the loss of a task
+                without labels, the answer is yes.
+
+        Returns:
+            `[m]`, bool.
+        """
+        if not self.positive_losses:
+            return tf.ones_like(task_losses, tf.bool)
+        return ~(task_losses < 0)
+
+    def losses_error(self, task_losses: Mapping[str, float]) -> ValueError:
+        """The error to raise where `admits` is not true of all task losses."""
+        return ValueError(
+            f"`{type(self).__name__}` must have positive task losses. "
+            f"Received: {dict(task_losses)}. Use losses that are bounded below "
+            "by zero, `FAMO(min_losses=...)`, or a weighting that takes any "
+            "loss, such as 'mgda'."
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def check_losses(self, task_losses: Any, gram: tf.Tensor) -> tf.Tensor:
+        """The task losses `[m]`, float64, constants to a `tf.GradientTape`.
+
+        Raises:
+            ValueError: as in `__call__`.
+        """
+        if task_losses is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the task losses. Received: "
+                "task_losses=None. Call the weighting as "
+                "`weighting(gram, task_losses)`."
+            )
+        task_losses = tf.cast(tf.convert_to_tensor(task_losses), tf.float64)
+        if task_losses.shape != gram.shape[:1]:
+            raise ValueError(
+                "There must be one task loss for each row of `gram`. Received: "
+                f"shapes {task_losses.shape} and {gram.shape}."
+            )
+        values = tf.get_static_value(task_losses)  # `None` inside of a graph
+        if (
+            values is not None
+            and np.isfinite(values).all()
+            and not np.all(self.admits(task_losses))
+        ):
+            names = map(str, range(len(values)))
+            raise self.losses_error(
+                dict(zip(names, values.tolist(), strict=True))
+            )
+        return tf.stop_gradient(task_losses)
 
     def get_config(self) -> dict[str, Any]:
         return {}
@@ -73,59 +148,11 @@ class GramWeighting(Weighting):
     def __call__(
         self, gram: tf.Tensor, task_losses: tf.Tensor | None = None
     ) -> tf.Tensor:
-        return self.weigh(check_gram(gram))
+        return self.weigh(symmetric_gram(gram))
 
     @abc.abstractmethod
     def weigh(self, gram: tf.Tensor) -> tf.Tensor:
         """The task weights `[m]`, float32, of a checked Gram matrix."""
-
-
-@tf.autograph.experimental.do_not_convert
-def check_gram(gram: Any) -> tf.Tensor:
-    """`[m, m]`, floating, a constant to a `tf.GradientTape`."""
-    gram = tf.convert_to_tensor(gram)
-    shape = gram.shape
-    if shape.rank != 2 or None in shape or shape[0] != shape[1] or not shape[0]:
-        raise ValueError(
-            "`gram` must be a square matrix with one row for each task, their "
-            f"number known when it is traced. Received: shape {shape}. Set a "
-            "lost shape with `tf.ensure_shape`."
-        )
-    value = tf.get_static_value(gram)  # `None` inside of a graph
-    if value is not None and not _nearly_symmetric(value):
-        raise ValueError(
-            "`gram` must be symmetric: `gram[t, s] = <g_t, g_s>`. "
-            f"Received: {value}. Is it `jacobian @ jacobian.T`?"
-        )
-    gram = gram if gram.dtype.is_floating else tf.cast(gram, tf.float32)
-    # Nobody differentiates the weights, and XLA could not reverse the loops.
-    return tf.stop_gradient(gram)
-
-
-def _nearly_symmetric(gram: Any) -> bool:
-    gram = np.asarray(gram, np.float64)
-    if not np.isfinite(gram).all():
-        return True  # has to show in the task weights
-    norms = np.sqrt(np.abs(np.diag(gram)))
-    allowed = ASYMMETRY * norms[:, None] * norms
-    return bool((np.abs(gram - gram.T) <= allowed).all())
-
-
-@tf.autograph.experimental.do_not_convert
-def check_losses(task_losses: Any, gram: tf.Tensor, who: str) -> tf.Tensor:
-    """The task losses `[m]`, float64, constants to a `tf.GradientTape`."""
-    if task_losses is None:
-        raise ValueError(
-            f"{who} needs the task losses. Received: task_losses=None. Call "
-            "the weighting as `weighting(gram, task_losses)`."
-        )
-    task_losses = tf.cast(tf.convert_to_tensor(task_losses), tf.float64)
-    if task_losses.shape != gram.shape[:1]:
-        raise ValueError(
-            "There must be one task loss for each row of `gram`. Received: "
-            f"shapes {task_losses.shape} and {gram.shape}."
-        )
-    return tf.stop_gradient(task_losses)
 
 
 def check_positive(value: float, name: str, or_zero: bool = False) -> float:
@@ -134,4 +161,19 @@ def check_positive(value: float, name: str, or_zero: bool = False) -> float:
             f"`{name}` must be positive{' or zero' if or_zero else ''}. "
             f"Received: {value!r}."
         )
+    return value
+
+
+def check_weighting(weighting: Any) -> Weighting:
+    if not isinstance(weighting, Weighting):
+        raise ValueError(
+            "`weighting` must be a `Weighting`. Received: "
+            f"{weighting!r}. Pass `weightings.get(...)` of a name."
+        )
+    return weighting
+
+
+def check_fraction(value: float, name: str) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be from 0 to 1. Received: {value!r}.")
     return value

@@ -2,25 +2,17 @@
 
 import json
 import math
-import pathlib
 import re
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from benchmarks import (
-    results,
-    tables,
-)
+from benchmarks import tables
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_tables_are_as_measured(page):
     text = page.read_text()
-    assert tables.filled(text) == text, "run `python benchmarks/tables.py`"
+    assert tables.filled(text) == text, "run `python -m benchmarks.tables`"
 
 
 def test_a_changed_figure_is_noticed():
@@ -50,7 +42,7 @@ def run_of(seed, rate, validation, test, epochs=10, search=False):
 
 
 @pytest.fixture
-def runs(monkeypatch, tmp_path):
+def results(tmp_path):
     """Of which the rate that is worse on validation is better on test."""
     found = [
         run_of(0, 0.1, validation=90.0, test=80.0),
@@ -61,23 +53,23 @@ def runs(monkeypatch, tmp_path):
     ]
     lines = "".join(json.dumps(run) + "\n" for run in found)
     (tmp_path / "accuracy.jsonl").write_text(lines)
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    return tmp_path
 
 
-def test_learning_rate_is_chosen_without_the_test_split(runs):
+def test_learning_rate_is_chosen_without_the_test_split(results):
+    runs = tables.accuracy_runs(results)
+    assert list(runs) == [10]  # 4 epochs are only a search
     assert {
-        seed: run["test"]["left"]
-        for seed, run in results.accuracy_runs(10)["uniform"].items()
+        seed: run["test"]["left"] for seed, run in runs[10]["uniform"].items()
     } == {0: 80.0, 1: 82.0, 2: 87.0}
-    assert tables.accuracy().count("4 epochs") == 0  # only a search
 
 
-def test_interval_by_hand(runs):
+def test_interval_by_hand(results):
     """Of 80, 82 and 87: mean 83, deviation sqrt(13), Student's t 4.3027."""
-    mean, half = results.accuracy_rows(10)["uniform"]["left"]
+    mean, half = tables.accuracy_rows(results)[10]["uniform"]["left"]
     assert mean == pytest.approx(83)
     assert half == pytest.approx(4.30265 * (13 / 3) ** 0.5, rel=1e-5)
-    _, unknown = results.interval([80.0])  # one seed tells no interval
+    _, unknown = tables.interval([80.0])  # one seed tells no interval
     assert math.isnan(unknown)
 
 
@@ -85,3 +77,26 @@ def test_interval_by_hand(runs):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "examples")
+    for path in sorted((tables.ROOT / folder).glob("*.py"))
+]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*tables.PAGES, tables.ROOT / "Makefile", *SCRIPTS],
+    ids=lambda path: path.name,
+)
+def test_commands_run_what_is_there(path):
+    text = path.read_text()
+    for module in re.findall(r"python -m ((?:benchmarks|examples)\S+\w)", text):
+        script = tables.ROOT / (module.replace(".", "/") + ".py")
+        assert module.endswith("NAME") or 'if __name__ == "__main__"' in (
+            script.read_text()
+        )
+    assert not re.search(r"python (benchmarks|examples)/", text)
+    assert "sys.path" not in text

@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 from keras_mgda import (
     MGDAModel,
     SharedRepresentation,
     min_norm_point,
     weightings,
 )
-from tests.support.gram_matrices import FAMILIES, SPREADS, gram_of, jacobian
 from tests.support.weighting_cases import IDENTIFIERS
 
 WEIGHTINGS = sorted(set(IDENTIFIERS) - {"fixed"})

@@ -9,9 +9,9 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from keras import layers
 
+from benchmarks.gram_matrices import weights_by_nnls
 from keras_mgda import MGDAModel, SharedRepresentation
 from tests.support import networks, oracle
-from tests.support.gram_matrices import weights_by_nnls
 
 MODES = ["representation", "parameters"]
 GIVEN = [0.3, 1.1, 0.6]

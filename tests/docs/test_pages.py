@@ -45,14 +45,18 @@ train = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
 """,
     "serving": MODEL + "model = build()",
 }
+# Pages whose tests look at what the code makes.
+ELSEWHERE = {
+    "text": "tests/problems/test_guide.py",
+    "weightings": "tests/weightings/test_page.py",
+}
 # Each of their blocks is another script: a process has one strategy.
 SCRIPTS = ["distributed"]
 
 
 def cases():
     for page in PAGES:
-        # tests/weightings/test_page.py looks at what that one defines.
-        if not python_blocks(page) or page.stem == "weightings":
+        if not python_blocks(page) or page.stem in ELSEWHERE:
             continue
         marks = [] if page.stem == "README" else [pytest.mark.slow]
         name = str(page.relative_to(ROOT))
@@ -72,6 +76,13 @@ def test_python_blocks_run(page, tmp_path):
             for b in script
         ]
         run_blocks(page, folder, GIVEN.get(page.stem, ""), script)
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_others_are_run_elsewhere(page):
+    test = (ROOT / ELSEWHERE[page]).read_text()
+    assert "python_blocks(" in test
+    assert f"{page}.md" in test
 
 
 def test_a_mistake_is_found_on_its_line(tmp_path):

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import numpy as np
@@ -7,20 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keras_mgda.linalg import min_norm
-from keras_mgda.linalg.gram import gram_matrix
-from keras_mgda.linalg.min_norm import min_norm_point
-from tests.support.gram_matrices import (
-    KNOWN,
-    LARGE,
-    ROUNDED_AWAY,
-    SMALL,
+from benchmarks.gram_matrices import (
     gram_of,
     jacobian,
     random,
     squared_norm,
     weights_by_nnls,
 )
+from keras_mgda.linalg import min_norm, quadratic_program
+from keras_mgda.linalg.gram import gram_matrix
+from keras_mgda.linalg.min_norm import min_norm_point
+from tests.support.gram_tables import KNOWN, LARGE, ROUNDED_AWAY, SMALL
 
 METHODS = ["active_set", "frank_wolfe"]
 
@@ -104,6 +102,47 @@ def test_what_rounding_leaves_is_solved_to_rounding(gram):
     rounding = np.finfo(np.float32).eps * (w @ np.float64(norms)) ** 2
     error = squared_norm(gram, w) - best_of_nnls(gram)
     assert error <= 1e-6 * gram.diagonal().min() + rounding
+
+
+_compiled_in_blocks = functools.cache(min_norm._compiled.__wrapped__)
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Solves as for hundreds of tasks, in blocks of few pivots."""
+    monkeypatch.setattr(quadratic_program, "_LARGE", 1)
+    monkeypatch.setattr(quadratic_program, "_BLOCK", 8)
+    monkeypatch.setattr(min_norm, "_compiled", _compiled_in_blocks)
+    return min_norm_point
+
+
+@pytest.mark.parametrize("gram", LARGE + ROUNDED_AWAY)
+def test_blocks_of_pivots_are_optimal(gram, in_blocks):
+    point = in_blocks(gram)
+    w = np.float64(point.task_weights)
+    assert_on_simplex(w)
+    assert point.num_steps <= 2 * len(gram) + 1
+    rounding = np.finfo(np.float32).eps * (w @ np.sqrt(gram.diagonal())) ** 2
+    error = squared_norm(gram, w) - best_of_nnls(gram)
+    assert error <= 1e-6 * gram.diagonal().min() + rounding
+
+
+@pytest.mark.parametrize("max_steps", [1, 7, 8, 9, 12])
+def test_blocks_stop_at_the_step_limit(max_steps, in_blocks):
+    gram = gram_of(jacobian(random, 40, 2), np.float64)
+    point = in_blocks(gram, max_steps=max_steps)
+    assert_on_simplex(point.task_weights)
+    assert point.num_steps == max_steps
+
+
+@pytest.mark.parametrize("m", [300])
+@pytest.mark.parametrize("spread", [0, 2, 4])
+def test_hundreds_of_tasks_are_certified(m, spread):
+    gram = gram_of(jacobian(random, m, spread), np.float64)
+    point = min_norm_point(gram)
+    assert_on_simplex(point.task_weights)
+    assert point.num_steps <= 2 * m
+    assert point.duality_gap <= 1e-9 * gram.diagonal().min()
 
 
 def test_tasks_that_leave_together_leave_no_negative_weight():

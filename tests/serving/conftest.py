@@ -1,20 +1,15 @@
-"""Clients and servers for published models."""
+"""Published models, and the C library that they are asked through."""
 
-import contextlib
 import functools
-import importlib.util
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import keras_mgda
+from tests.support.serving.running import C_LOADER, tensorflow_folder
 from tests.support.serving.served_models import MODELS, only
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +48,7 @@ def ask_c_library(tmp_path):
                 for name, array in inputs.items()
             },
         )
-        command = [HERE / "c_loader.py", libraries or tensorflow_folder(), path]
+        command = [C_LOADER, libraries or tensorflow_folder(), path]
         subprocess.run(
             [sys.executable, *command, *files, *options],
             check=True,
@@ -67,23 +62,3 @@ def ask_c_library(tmp_path):
         return [str(a["!"]) if "!" in a else a for a in answers]
 
     return ask
-
-
-def tensorflow_folder():
-    return Path(importlib.util.find_spec("tensorflow").origin).parent
-
-
-@contextlib.contextmanager
-def model_server(*arguments):
-    """Serves folders of versions; yields `{"grpc": port, "rest": port}`."""
-    command = [HERE / "model_server.py", *arguments, "--poll-seconds", "0.05"]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.communicate(timeout=30)

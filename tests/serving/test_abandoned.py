@@ -38,7 +38,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    "kills", [10, pytest.param(100, marks=pytest.mark.slow)]
+    "kills", [5, pytest.param(100, marks=pytest.mark.slow)]
 )
 def test_a_killed_writer_leaves_no_half_version(kills, tmp_path):
     rng = random.Random(0)

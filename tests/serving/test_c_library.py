@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tests.support.serving.served_models import MODELS, answers_of
 
+pytestmark = pytest.mark.slow
+
 BATCH_SIZES = (1, 3, 8)
 
 

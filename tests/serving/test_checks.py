@@ -62,10 +62,7 @@ def test_a_batch_size_in_the_signature(tmp_path):
 
 
 def test_a_batch_size_in_the_graph(tmp_path):
-    def first_rows(x):
-        return tf.gather(tf.reshape(x, [3, 4]), tf.range(tf.shape(x)[0]))
-
-    path = save(tmp_path / "1", a=first_rows)
+    path = save(tmp_path / "1", a=lambda x: first_rows(x, 3))
     found = problems(path)
     assert "serving_default at batch size 1: it must answer. Found: " in found
 
@@ -112,9 +109,24 @@ def test_nothing_to_run(tmp_path):
 
 def test_a_signature_that_is_not_run(tmp_path):
     path = save(tmp_path / "1", twice=double)
-    ask(path, {"features": np.ones((3, 4), "float32")})
+    ask(path, {"features": np.ones((3, 4), "float32")}, signature="other")
     found = problems(path)
-    assert "at two batch sizes. Found: requests of batch sizes [3]" in found
+    assert "Every signature must be run. Found: none for ['serving_def" in found
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_asked_at_one_batch_size_is_run_at_another(size, tmp_path):
+    """So that a batch which is baked in is found from one stored row."""
+    path = save(
+        tmp_path / "1", twice=double, baked=lambda x: first_rows(x, size)
+    )
+    ask(path, {"features": np.ones((size, 4), "float32")})
+    other = {1: 3, 3: 1}[size]
+    assert f"serving_default at batch size {other}: it must" in problems(path)
+
+
+def first_rows(x, size):
+    return tf.gather(tf.reshape(x, [size, 4]), tf.range(tf.shape(x)[0]))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +146,22 @@ def test_a_request_that_is_not_answered(inputs, tmp_path):
 
 def test_an_answer_that_is_no_number(tmp_path):
     path = save(tmp_path / "1", log=lambda x: tf.math.log(-x))
-    assert "it must be a number. Found: NaN" in problems(path)
+    assert (
+        "it must be a number. Found: NaN for the row {'features': "
+        "'[1. 1. 1. 1.]'}. Look at the weights, or give rows of"
+    ) in problems(path)
+    rows = np.ones((1, 4), "float32")
+    ask(path, {"features": rows}, answer={"log": rows})
+    assert "Keras answers a number: look for layers" in problems(path)
+    ask(path, {"features": rows}, answer={"log": rows * np.nan})
+    assert "Keras answers NaN to it too: look at the weights" in problems(path)
+
+
+def test_the_row_that_is_no_number_is_shown(tmp_path):
+    path = save(tmp_path / "1", log=tf.math.log)
+    rows = np.float32([[1, 1, 1, 1], [1, -2, 3, 4]])
+    ask(path, {"features": rows})
+    assert "{'features': '[ 1. -2.  3.  4.]'}" in problems(path)
 
 
 def test_an_answer_that_is_not_the_models(tmp_path):

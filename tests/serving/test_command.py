@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import keras
+import pytest
 
 import keras_mgda
 from keras_mgda.serving import __main__ as command
@@ -23,14 +24,6 @@ def test_the_newest_version_is_shown(tmp_path, capsys):
     assert f"{tmp_path}/mtl/2: " in shown
     assert "predict_left(features: float32(None, 4)) -> left: float32" in shown
     assert "It passes the checks" in shown
-    assert "docker run" in shown
-    assert shown.count("curl -d ") == 3
-
-
-def test_one_version_is_shown(tmp_path, capsys):
-    model, _ = mlp()
-    for _ in range(2):
-        keras_mgda.export_saved_model(model, tmp_path / "mtl")
     assert command.main([str(tmp_path / "mtl" / "1")]) == 0
     shown = capsys.readouterr().out
     assert "versions" not in shown
@@ -43,7 +36,7 @@ def test_what_keras_exported_does_not_pass(tmp_path, capsys):
     assert command.main([str(tmp_path / "mtl")]) == 1
     shown = capsys.readouterr().out
     assert "- Weights must be stored once." in shown
-    assert "docker" not in shown
+    assert "passes" not in shown
 
 
 def test_what_was_not_compared_is_told(tmp_path, capsys):
@@ -73,6 +66,7 @@ def test_a_folder_without_a_model_does_not_pass(tmp_path, capsys):
     assert "versions 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_is_a_command(tmp_path):
     keras_mgda.export_saved_model(mlp()[0], tmp_path / "mtl")
     found = subprocess.run(

@@ -12,12 +12,16 @@ from keras import layers
 import keras_mgda
 from keras_mgda import serving
 from keras_mgda.serving import warmup
+from keras_mgda.serving.operations import reached
 from tests.support.serving.served_models import (
     MODELS,
+    Function,
     answers_of,
     ask,
     mlp,
     normal,
+    randomized,
+    with_layer,
 )
 
 
@@ -43,7 +47,7 @@ def test_a_version_is_complete(tmp_path):
     assert [child.name for child in (tmp_path / "mtl").iterdir()] == ["1"]
 
 
-def test_every_signature_is_warmed_up_at_every_batch_size(tmp_path):
+def test_every_signature_is_warmed_up_and_one_at_every_batch_size(tmp_path):
     model, rows = mlp()
     published = keras_mgda.export_saved_model(
         model,
@@ -52,32 +56,73 @@ def test_every_signature_is_warmed_up_at_every_batch_size(tmp_path):
         batching={"max_batch_size": 8, "allowed_batch_sizes": [1, 4, 8]},
     )
     requests = warmup.read(published.path / warmup.PATH)
-    asked = {(r.signature, len(r.inputs["features"])) for r in requests}
-    assert asked == {
-        (signature, size)
-        for signature in ("serving_default", "predict_left", "predict_right")
-        for size in (1, 3, 4, 8)
-    }
+    assert [(r.signature, r.num_rows) for r in requests] == [
+        ("serving_default", 1),
+        ("predict_left", 1),
+        ("predict_right", 1),
+        ("serving_default", 3),
+        ("serving_default", 4),
+        ("serving_default", 8),
+    ]
     for request in requests:
-        size = len(request.inputs["features"])
+        asked = request.inputs["features"]
         np.testing.assert_array_equal(
-            request.inputs["features"], rows["features"][:size]
+            asked[:3], rows["features"][: len(asked)][:3]
         )
-        expected = answers_of(model, {"features": rows["features"][:size]})
+        expected = answers_of(model, {"features": asked})
         for task, answer in request.answer.items():
             np.testing.assert_allclose(answer, expected[task], rtol=1e-6)
 
 
-def test_few_rows_are_repeated(tmp_path):
-    model, rows = mlp()
+@pytest.mark.parametrize("dtype", ["float32", "int32", "string"])
+def test_few_rows_are_stored_for_large_batches(dtype, tmp_path):
+    """Two rows of 6,000 values are given: six are stored, and not 137."""
+    x = keras.Input((6_000,), dtype=dtype, name="x")
+    first = Function(lambda x: x[:, :1])(x)
+    model = keras.Model(x, {"a": first, "b": first})
+    rows = np.arange(12_000).reshape(2, -1).astype(dtype.replace("string", "S"))
     published = keras_mgda.export_saved_model(
-        model, tmp_path, warmup=rows["features"][:2]
+        model,
+        tmp_path,
+        warmup=rows,
+        batching={"max_batch_size": 64, "allowed_batch_sizes": [64]},
     )
-    for request in warmup.read(published.path / warmup.PATH):
-        size = len(request.inputs["features"])
-        np.testing.assert_array_equal(
-            request.inputs["features"], rows["features"][[0, 1, 0][:size]]
+    assert published.weights_bytes == 0
+    stored = warmup.read(published.path / warmup.PATH)
+    assert [request.num_rows for request in stored] == [1, 1, 1, 3, 64]
+    size = published.total_bytes - published.graph_bytes
+    assert size < 10 * rows[:1].nbytes
+    assert len({row.tobytes() for row in stored[-1].inputs["x"][3:]}) == 1
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "NaN"])
+def test_a_model_that_wants_more_of_a_row_gets_real_ones(refused, tmp_path):
+    """Large batches have real rows only where others are not answered."""
+
+    def spread(x):
+        width = tf.reduce_max(x, 1, keepdims=True) - tf.reduce_min(
+            x, 1, keepdims=True
         )
+        if refused:
+            tf.debugging.assert_greater(width, 0.0)
+        return x * width / width
+
+    model = with_layer(spread)
+    rows = normal(2, 4)
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        warmup=rows,
+        preprocess=tf.function(
+            spread,
+            input_signature=[tf.TensorSpec([None, 4], name="features")],
+        ),
+        batching={"max_batch_size": 8, "allowed_batch_sizes": [8]},
+    )
+    largest = warmup.read(published.path / warmup.PATH)[-1]
+    np.testing.assert_array_equal(
+        largest.inputs["features"], np.tile(rows, (4, 1))
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -146,6 +191,65 @@ def test_weights_of_tasks_left_out_are_not_stored(tmp_path):
     model, _ = mlp()
     published = keras_mgda.export_saved_model(model, tmp_path, tasks=["right"])
     assert published.weights_bytes == 4 * (4 * 8 + 8 + 8 * 1 + 1)
+
+
+def test_named_groups_of_tasks(tmp_path):
+    model, rows = MODELS["tree"]()
+    published = keras_mgda.export_saved_model(
+        model,
+        tmp_path,
+        groups={"predict_near": ["near_2", "near_1"], "all-of-it": ["far"]},
+    )
+    expected = answers_of(model, rows)
+    groups = {"predict_near": ["near_1", "near_2"], "all_of_it": ["far"]}
+    for name, tasks in groups.items():
+        assert list(published.signatures[name].outputs) == tasks
+        found = ask(published, name, rows)
+        assert found.keys() == set(tasks)
+        for task in tasks:
+            np.testing.assert_allclose(found[task], expected[task], rtol=1e-5)
+
+
+def test_a_group_takes_the_inputs_that_its_tasks_read(tmp_path):
+    model, _ = MODELS["two_inputs"]()
+    published = keras_mgda.export_saved_model(
+        model, tmp_path, groups={"some": ["without"]}
+    )
+    assert set(published.signatures["some"].inputs) == {"image"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.LSTM, layers.GRU, lambda n: layers.Bidirectional(layers.LSTM(n))],
+)
+def test_recurrent_layers_trained_on_a_gpu_are_served_on_any_device(
+    layer, tmp_path, monkeypatch
+):
+    """Keras asks for GPUs where it chooses; so here one is seen."""
+    x = keras.Input((5, 3), name="x")
+    z = layer(4)(x)
+    model = randomized(keras.Model(x, {t: layers.Dense(2)(z) for t in "ab"}))
+    rows = {"x": normal(8, 5, 3)}
+    expected = answers_of(model, rows)
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind=None: [kind]
+    )
+
+    def operations():
+        graph = (
+            tf.function(model)
+            .get_concrete_function(tf.TensorSpec([None, 5, 3]))
+            .graph
+        )
+        return {operation.type for operation in graph.get_operations()}
+
+    assert "CudnnRNNV3" in operations()
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    nodes, _ = reached(published)
+    assert not {node.op for node in nodes if "Cudnn" in node.op}
+    found = ask(published, "predict_a", rows)
+    np.testing.assert_allclose(found["a"], expected["a"], rtol=1e-5)
+    assert "CudnnRNNV3" in operations(), "the model is left as it was"
 
 
 def test_a_model_in_training_mode_is_served_out_of_it(tmp_path):

@@ -2,15 +2,12 @@
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 from keras import layers
 
 import keras_mgda
 from keras_mgda.serving import rows as serving_rows
-from keras_mgda.serving import warmup
 from tests.support.serving.served_models import (
-    MODELS,
     answers_of,
     ask,
     mlp,
@@ -97,92 +94,13 @@ def test_a_function_of_several_inputs_in_front(tmp_path):
     assert (published.path / "assets" / "words.txt").read_text()
 
 
-def test_serialized_examples(tmp_path):
-    model, rows = MODELS["lookups"]()
-    published = keras_mgda.export_saved_model(
-        model,
-        tmp_path,
-        warmup=rows,
-        example_spec={
-            "word": tf.io.FixedLenFeature([], tf.string),
-            "code": tf.io.FixedLenFeature([1], tf.int64),
-            "size": tf.io.FixedLenFeature([2], tf.float32),
-        },
-    )
-    records = [
-        tf.train.Example(
-            features=tf.train.Features(
-                feature={
-                    "word": tf.train.Feature(
-                        bytes_list=tf.train.BytesList(value=[word])
-                    ),
-                    "code": tf.train.Feature(
-                        int64_list=tf.train.Int64List(value=code)
-                    ),
-                    "size": tf.train.Feature(
-                        float_list=tf.train.FloatList(value=size)
-                    ),
-                }
-            )
-        ).SerializeToString()
-        for word, code, size in zip(*rows.values(), strict=True)
-    ]
-    found = ask(
-        published, "serve_examples", {"examples": np.array(records, object)}
-    )
-    for task, expected in answers_of(model, rows).items():
-        np.testing.assert_allclose(found[task], expected, rtol=1e-5)
-
-
-def test_examples_are_cast_to_the_inputs_dtype(tmp_path):
-    model, rows = MODELS["subclassed_dict"]()
-    published = keras_mgda.export_saved_model(
-        model,
-        tmp_path,
-        warmup=rows,
-        example_spec={
-            "tokens": tf.io.FixedLenFeature([7], tf.int64),
-            "scale": tf.io.FixedLenFeature([1], tf.float32),
-        },
-    )
-    request = next(
-        request
-        for request in warmup.read(published.path / warmup.PATH)
-        if request.signature == "serve_examples"
-    )
-    found = ask(published, "serve_examples", request.inputs)
-    expected = answers_of(
-        model, {key: array[:1] for key, array in rows.items()}
-    )
-    np.testing.assert_allclose(found["mood"], expected["mood"], rtol=1e-5)
-
-
-@pytest.mark.parametrize("feature", ["my-features", "my_features"])
-def test_features_have_the_name_of_the_input_or_its_served_one(
-    feature, tmp_path
-):
-    inputs = keras.Input((2,), dtype="bool", name="my-features")
-    published = keras_mgda.export_saved_model(
-        keras.Model(inputs, {"a": keras.ops.cast(inputs, "float32")}),
-        tmp_path,
-        example_spec={feature: tf.io.FixedLenFeature([2], tf.int64)},
-    )
-    record = tf.train.Example()
-    record.features.feature[feature].int64_list.value.extend([0, 1])
-    found = ask(
-        published,
-        "serve_examples",
-        {"examples": np.array([record.SerializeToString()], object)},
-    )
-    np.testing.assert_array_equal(found["a"], [[0.0, 1.0]])
-
-
 def test_made_up_rows_differ_between_inputs_and_rows():
     specs = {
         "a": tf.TensorSpec([None, 3], tf.float32),
         "b": tf.TensorSpec([None, 3], tf.float32),
         "codes": tf.TensorSpec([None, None], tf.int32),
         "length": tf.TensorSpec([None, 1], tf.int32),
+        "text": tf.TensorSpec([None], tf.string),
     }
     made = serving_rows.sample_rows(specs, None, 3)
     values = np.concatenate([made["a"], made["b"]])
@@ -191,6 +109,29 @@ def test_made_up_rows_differ_between_inputs_and_rows():
         made["codes"][:, -2:], [[1, 1], [1, 0], [1, 1]]
     )
     np.testing.assert_array_equal(made["length"], [[1]] * 3)
+    assert made["text"][0] == made["text"][2] != made["text"][1]
+    assert min(len(text.split()) for text in made["text"]) > 4
+
+
+def test_made_up_texts_are_answered_by_a_model_of_text(tmp_path):
+    """Of an empty text Keras itself averages nothing, which is NaN."""
+    text = keras.Input((), dtype="string", name="text")
+    ids = layers.TextVectorization(vocabulary=["good", "bad"])(text)
+    z = layers.Embedding(4, 3, mask_zero=True)(ids)
+    heads = {
+        "mean": layers.GlobalAveragePooling1D()(z),
+        "pairs": layers.GlobalMaxPooling1D()(layers.Conv1D(2, 3)(z)),
+    }
+    model = keras.Model(text, heads)
+    published = keras_mgda.export_saved_model(model, tmp_path, batching={})
+    rows = {
+        "text": np.array(
+            ["a good text of words", "bad one, really bad"], object
+        )
+    }
+    found = ask(published, "serving_default", rows)
+    for task, expected in answers_of(model, rows).items():
+        np.testing.assert_allclose(found[task], expected, rtol=1e-5)
 
 
 def test_postprocessing(tmp_path):

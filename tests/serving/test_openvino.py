@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.serving.served_models import answers_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "name", ["mlp", "convolutional", "two_inputs", "subclassed", "tree"]

@@ -14,10 +14,9 @@ import pytest
 
 import keras_mgda
 from keras_mgda import serving
-from keras_mgda.serving import versions
-from tests.support.serving.served_models import (
-    mlp,
-)
+from keras_mgda.serving import export, versions
+from tests.support.serving.running import wait_until
+from tests.support.serving.served_models import mlp
 
 
 def published_nothing(directory):
@@ -110,7 +109,7 @@ def test_a_folder_that_may_not_be_written(readable_folder):
     assert published_nothing(directory)
 
 
-@pytest.mark.parametrize("limit", [0, 500, 2_000, 20_000])
+@pytest.mark.parametrize("limit", [0, 2_000, 20_000])
 def test_a_disk_that_is_full(limit, tmp_path):
     """Files cannot grow past a limit: requests, weights, or the graph."""
     model, _ = mlp()
@@ -133,7 +132,7 @@ def test_a_disk_that_fails_at_any_step(failing, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     if failing == "write_warmup":
-        monkeypatch.setattr(keras_mgda.export, failing, fail)
+        monkeypatch.setattr(export, failing, fail)
     elif failing == "mkdir":
         monkeypatch.setattr(Path, failing, fail)
     else:
@@ -141,10 +140,6 @@ def test_a_disk_that_fails_at_any_step(failing, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"no version was published.*No space"):
         keras_mgda.export_saved_model(mlp()[0], tmp_path / "mtl")
     assert published_nothing(tmp_path / "mtl")
-
-
-def python_path():
-    return os.pathsep.join([str(Path(__file__).parent), *sys.path])
 
 
 PUBLISHER = """
@@ -166,19 +161,20 @@ def publisher(directory, times):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": python_path()},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert process.stdout.readline() == "ready\n"
     return process
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_lose_no_version(tmp_path):
     processes = [publisher(tmp_path, times=3) for _ in range(2)]
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        process.communicate(timeout=120)
+        process.communicate()
         assert process.returncode == 0
     found = serving.list_versions(tmp_path)
     assert list(found) == list(range(1, 7))
@@ -187,10 +183,10 @@ def test_two_processes_at_once_lose_no_version(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_killed_process_leaves_no_broken_version(kills, tmp_path):
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_broken_version(tmp_path):
     rng = np.random.default_rng(0)
-    for _ in range(kills):
+    for _ in range(10):
         process = publisher(tmp_path, times=100)
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -208,7 +204,7 @@ def test_a_killed_process_leaves_no_broken_version(kills, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "publishes", [6, pytest.param(50, marks=pytest.mark.slow)]
+    "publishes", [3, pytest.param(50, marks=pytest.mark.slow)]
 )
 def test_a_polling_reader_sees_whole_versions_only(publishes, tmp_path):
     """Once a number is there, so is every file that it will ever have."""
@@ -226,9 +222,7 @@ def test_a_polling_reader_sees_whole_versions_only(publishes, tmp_path):
     model, _ = mlp()
     for _ in range(publishes):
         keras_mgda.export_saved_model(model, tmp_path)
-    deadline = time.monotonic() + 10
-    while len(first_seen) < publishes and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(first_seen) == publishes)
     done.set()
     reader.join()
     final = serving.list_versions(tmp_path)

@@ -1,6 +1,7 @@
 """What `export_saved_model` refuses, and that it then leaves nothing."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -8,6 +9,7 @@ from keras import layers
 import keras_mgda
 from keras_mgda.serving import export
 from tests.support.serving.refusals import refused
+from tests.support.serving.saved_functions import problems, save
 from tests.support.serving.served_models import (
     MODELS,
     Function,
@@ -74,9 +76,17 @@ def test_an_output_without_rows(tmp_path):
 
 
 def test_an_input_without_a_name(tmp_path):
+    """The message names the way out, which is taken here."""
     features = keras.Input((4,))
     model = keras.Model(features, {"a": layers.Dense(1)(features)})
-    refused("needs a name.*'keras_tensor", model, tmp_path)
+    refused(
+        r"needs a name.*'keras_tensor.*keras.Model\(x, model\(x\)\)",
+        model,
+        tmp_path,
+    )
+    x = keras.Input((4,), name="features")
+    named = keras_mgda.export_saved_model(keras.Model(x, model(x)), tmp_path)
+    assert set(named.signatures["predict_a"].inputs) == {"features"}
 
 
 def test_a_random_answer(tmp_path):
@@ -91,8 +101,89 @@ def test_an_answer_that_is_not_the_models(tmp_path):
 
 
 def test_an_answer_that_is_no_number(tmp_path):
-    model = with_layer(lambda x: tf.math.log(-tf.abs(x)))
-    refused("it must be a number. Found: NaN", model, tmp_path)
+    """Keras' own: the message says so, shows the row, and names a way out."""
+    features = keras.Input((4,), name="features")
+    z = Function(tf.math.log)(features - 2.0)
+    model = keras.Model(features, {"a": layers.Dense(1)(z)})
+    refused(
+        r"Found: NaN for the row \{'features': '\[0.6\d+ +0.2\d+ .*\]'\}. "
+        "Keras answers NaN to it too.* give rows of real data as `warmup`",
+        model,
+        tmp_path,
+    )
+    rows = np.full((1, 4), 3.0)
+    assert keras_mgda.export_saved_model(model, tmp_path, warmup=rows)
+
+
+def test_a_sequence_longer_than_the_models_maximum(tmp_path):
+    """The message names two ways out, which are taken here."""
+    for length in (None, 20):
+        tokens = keras.Input((length,), dtype="int32", name="tokens")
+        z = Embedded(20)(tokens)
+        pooled = layers.GlobalAveragePooling1D()(z)
+        model = keras.Model(tokens, {"a": pooled, "b": pooled})
+        if length is None:
+            refused(
+                r"not be longer than the model's maximum.*'tokens': TensorShape"
+                r"\(\[None, None\]\).*of length 32, where the model answers 16 "
+                "and not 32. Give real rows as `warmup`, or declare",
+                model,
+                tmp_path,
+            )
+            rows = np.ones((2, 20), "int32")
+            assert keras_mgda.export_saved_model(model, tmp_path, warmup=rows)
+        else:
+            assert keras_mgda.export_saved_model(model, tmp_path)
+
+
+class Embedded(layers.Layer):
+    """Tokens and their positions, of which there are so many."""
+
+    def __init__(self, maximum):
+        super().__init__()
+        self.positions = layers.Embedding(maximum, 3)
+        self.tokens = layers.Embedding(5, 3)
+
+    def call(self, tokens):
+        places = keras.ops.arange(keras.ops.shape(tokens)[1])
+        return self.tokens(tokens) + self.positions(places)
+
+
+def test_what_the_model_says_is_in_the_message(tmp_path):
+    """Without what Keras and TensorFlow put around it."""
+
+    def function(x):
+        tf.debugging.assert_less(x, -7.0, message="Too large for me")
+        return x
+
+    refused(
+        r"Received: InvalidArgumentError for \{'features': \(1, 4\)\}: .*"
+        "Too large for me.*give real ones as `warmup`",
+        with_layer(function),
+        tmp_path,
+    )
+
+
+def test_a_cudnn_operation_of_the_models_own(tmp_path):
+    """Which only where a GPU is seen can be run, and so is only traced."""
+    path = save(tmp_path / "1", a=cudnn)
+    assert "No CPU server has the operations of cuDNN" in problems(path)
+
+
+def cudnn(x):
+    zeros = tf.zeros([1, tf.shape(x)[0], 2])
+    sequence = tf.reshape(x, [2, -1, 2])
+    weights = tf.zeros([48])
+    y, *_ = tf.raw_ops.CudnnRNNV3(
+        input=sequence,
+        input_h=zeros,
+        input_c=zeros,
+        params=weights,
+        sequence_lengths=tf.fill([tf.shape(x)[0]], 2),
+        rnn_mode="lstm",
+        is_training=False,
+    )
+    return y[0]
 
 
 def test_an_answer_that_changes_state(tmp_path):
@@ -141,7 +232,7 @@ def test_made_up_integers_that_mix_under_batching(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "rows"),
-    [("string", None), ("int32", None), ("float32", [5.0])],
+    [("string", ["a", "a"]), ("int32", None), ("float32", [5.0])],
 )
 def test_equal_rows_under_batching(dtype, rows, tmp_path):
     x = keras.Input((), dtype=dtype, name="x")

@@ -1,5 +1,6 @@
 """A traced model is cut into functions that each task needs, and no others."""
 
+import functools
 from collections import Counter
 
 import keras
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from keras import layers
 
 import keras_mgda
-from keras_mgda.serving import task_graph
+from keras_mgda.serving import artifact, task_graph
 from keras_mgda.serving.graph_def import by_name, called_functions
 from keras_mgda.serving.operations import reached
-from tests.support.serving.served_models import MODELS
+from tests.support.serving.refusals import refused
+from tests.support.serving.served_models import MODELS, ask
 
 # What a block may copy, and what stands for its inputs.
 FREE = ("Const", "Placeholder")
@@ -216,6 +218,151 @@ def nodes_of(blocks):
         yield from definition.node
         for function in definition.library.function:
             yield from function.node_def
+
+
+class Checked(layers.Layer):
+    """Refuses rows, by an assertion whose result nothing reads."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.check = check
+
+    def call(self, *tensors):
+        self.check(*tensors)
+        return tensors[0]
+
+    def compute_output_spec(self, x, *_):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def below(limit):
+    def check(x):
+        tf.debugging.assert_less(x, float(limit))
+
+    return check
+
+
+def in_a_condition(x):
+    def check():
+        below(4)(x)
+        return 1
+
+    tf.cond(tf.reduce_any(x > 0.0), check, lambda: 0)
+
+
+def in_a_loop(x):
+    def check(row):
+        below(4)(row)
+        return row
+
+    tf.map_fn(check, x)
+
+
+CHECKS = {
+    "assert_less": below(4),
+    "Assert": lambda x: tf.debugging.Assert(tf.reduce_all(x < 4.0), [x]),
+    "check_numerics": lambda x: tf.debugging.check_numerics(
+        tf.where(x < 4.0, x, np.inf), "too large"
+    ),
+    "in a function": tf.function(below(4)),
+    "in a condition": in_a_condition,
+    "in a loop": in_a_loop,
+    "after a print": lambda x: (tf.print("seen", x), below(4)(x)),
+    "after a change": lambda x: (COUNT.assign_add(1.0), below(4)(x)),
+    "after a draw": lambda x: (tf.random.normal([]), below(4)(x)),
+    "of a variable": lambda x: tf.debugging.assert_less(x, LIMIT),
+}
+COUNT, LIMIT = tf.Variable(0.0), tf.Variable(4.0)
+
+
+def refusals(model, directory, values, **options):
+    """`{signature: those of the values that it refuses}`, checked by Keras."""
+    published = keras_mgda.export_saved_model(model, directory, **options)
+    rows = {v: np.full((1, 2), v, "float32") for v in values}
+    found = {}
+    with artifact.loaded(published) as answer:
+        for name in published.signatures:
+            refuses = functools.partial(fails, answer, name)
+            found[name] = {v for v in values if refuses({"x": rows[v]})}
+    predicted = {v for v in values if fails(model, rows[v])}
+    if "tasks" not in options:
+        assert found["serving_default"] == predicted
+    return found, reached(published)[0]
+
+
+def fails(function, *arguments):
+    try:
+        function(*arguments)
+    except tf.errors.InvalidArgumentError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_the_model_refuses_every_signature_refuses(check, tmp_path):
+    x = keras.Input((2,), name="x")
+    z = Checked(CHECKS[check])(x)
+    model = keras.Model(x, {"a": z * 2.0, "b": z + 1.0})
+    found, nodes = refusals(model, tmp_path, (1.0, 5.0))
+    assert list(found.values()) == [{5.0}] * 3
+    other = {"PrintV2", "AssignAddVariableOp", "RandomStandardNormal"}
+    assert not other & {node.op for node in nodes}
+
+
+def test_an_assertion_guards_the_tasks_that_need_what_it_looks_at(tmp_path):
+    """In an encoder, in heads, and between a head and the encoder."""
+    x = keras.Input((2,), name="x")
+    z = Checked(below(50))(x)
+    a = Checked(below(40))(z * 1.0)
+    b = Checked(below(30))(z * 1.0)
+    c = z * 1.0
+    c = Checked(lambda c, z: tf.debugging.assert_less(c + z, 40.0))(c, z)
+    model = keras.Model(x, {"a": a, "b": b, "c": c})
+    values = (15.0, 25.0, 35.0, 45.0, 55.0)
+    found, _ = refusals(model, tmp_path, values, groups={"ab": ["a", "b"]})
+    assert found == {
+        "serving_default": {25.0, 35.0, 45.0, 55.0},
+        "predict_a": {45.0, 55.0},
+        "predict_b": {35.0, 45.0, 55.0},
+        "predict_c": {25.0, 35.0, 45.0, 55.0},
+        "ab": {35.0, 45.0, 55.0},
+    }
+    found, nodes = refusals(model, tmp_path, values, tasks=["a"])
+    assert found["serving_default"] == found["predict_a"] == {45.0, 55.0}
+    functions = [node.op for node in nodes].count("If")
+    assert functions == 2, "what guards heads that are left out goes with them"
+
+
+def test_an_assertion_on_two_heads_guards_both(tmp_path):
+    x = keras.Input((2,), name="x")
+    a, b, c = x * 2.0, x + 3.0, x - 1.0
+    a = Checked(lambda *ab: tf.debugging.assert_less(*ab))(a, b)
+    model = keras.Model(x, {"a": a, "b": b, "c": c})
+    found, _ = refusals(model, tmp_path, (1.0, 5.0))
+    assert found == {
+        "serving_default": {5.0},
+        "predict_a": {5.0},
+        "predict_b": {5.0},
+        "predict_c": set(),
+    }
+
+
+def test_an_assertion_on_an_input_that_no_task_reads_guards_all(tmp_path):
+    x, y = keras.Input((2,), name="x"), keras.Input((2,), name="y")
+    z = Checked(lambda x, y: below(4)(y))(x, y)
+    model = keras.Model([x, y], {"a": z * 2.0, "b": z + 1.0})
+    published = keras_mgda.export_saved_model(model, tmp_path)
+    for name, signature in published.signatures.items():
+        assert set(signature.inputs) == {"x", "y"}
+        rows = np.full((1, 2), 5.0, "float32")
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            ask(published, name, {"x": rows, "y": rows})
+
+
+def test_a_python_function_that_may_guard_is_refused(tmp_path):
+    x = keras.Input((2,), name="x")
+    z = Checked(lambda x: tf.numpy_function(abs, [x], tf.float32))(x)
+    refused("has no Python", keras.Model(x, {"a": z * 2.0}), tmp_path)
 
 
 def test_what_no_task_needs_is_dropped():

@@ -8,20 +8,18 @@ import re
 import shlex
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import model_server
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from tests.support.processes import free_ports
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
 from examples import serve, two_digits
 from keras_mgda import serving
+from tests.support.processes import free_ports
+from tests.support.serving.running import model_server
+
+pytestmark = pytest.mark.slow
 
 OUTPUTS = {
     "serving_default": {"left", "right"},

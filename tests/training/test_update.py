@@ -133,3 +133,29 @@ def test_a_call_in_a_function_of_its_own_is_told():
     x = np.ones((4, 8), "float32")
     with pytest.raises(ValueError, match="Remove the decorator from `call`"):
         model.train_on_batch(x, {t: np.ones((4, 1)) for t in "ab"})
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("weighting", ["famo", "geometric_mean", "uncertainty"])
+def test_losses_that_a_weighting_does_not_admit_change_nothing(
+    weighting, jit_compile
+):
+    def negative(y_true, y_pred):
+        return -tf.abs(y_pred) - 1.0
+
+    model = MGDAModel(*networks.plain(SharedRepresentation))
+    model.compile(
+        keras.optimizers.Adam(0.1, weight_decay=0.1),
+        loss={"a": "mse", "b": negative},
+        weighting=weighting,
+        jit_compile=jit_compile,
+    )
+    x, y = networks.data(model)
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(ValueError, match=r"Received: {'a': .*, 'b': -1"):
+        model.fit(x, y, verbose=0)
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+    assert model.optimizer.iterations.numpy() == 0
+    with pytest.raises(ValueError, match=r"Received: {'a': .*, 'b': -1"):
+        model.train_on_batch(x, y)

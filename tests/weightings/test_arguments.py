@@ -1,15 +1,25 @@
 """Tasks that are away, preferences, and what weightings refuse."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks.gram_matrices import (
+    common_offset,
+    gram_of,
+    jacobian,
+    random,
+)
 from keras_mgda import weightings
 from keras_mgda.weightings import (
+    COSMOS,
     CRMOGM,
     DWA,
     EDM,
     FAMO,
+    IMTLL,
+    PBI,
     STCH,
     AlignedMTL,
     CAGrad,
@@ -20,13 +30,8 @@ from keras_mgda.weightings import (
     GradNorm,
     GradVac,
     NashMTL,
+    Normalized,
     UPGrad,
-)
-from tests.support.gram_matrices import (
-    common_offset,
-    gram_of,
-    jacobian,
-    random,
 )
 from tests.support.weighting_cases import IDENTIFIERS
 
@@ -108,6 +113,19 @@ def test_preferences_by_name_are_those_in_order(kind, numbers):
         (lambda: DWA(period=0), r"`period` must be positive\. Received: 0"),
         (lambda: GradNorm(-1), r"`alpha` must be positive\. Received: -1"),
         (lambda: FAMO(decay=-1), r"`decay` must be positive or zero\. Rec"),
+        (lambda: IMTLL(0), r"`learning_rate` must be positive\. Received: 0"),
+        (lambda: PBI(-1), r"`theta` must be positive or zero\. Received: -1"),
+        (lambda: PBI(reference=[np.nan]), "losses must be finite"),
+        (lambda: COSMOS(-1), r"`penalty` must be positive or zero\. Rec"),
+        (lambda: FAMO(min_losses=[np.inf]), r"losses must be finite\. Rec"),
+        (lambda: Normalized("mgda"), r"must be a `Weighting`\. Received: 'mg"),
+        (lambda: Normalized(FAMO()), r"must look at the Gram.*Received: FAMO"),
+        (lambda: Normalized(EDM(), "l1"), r"must be one of .*Received: 'l1'"),
+        # Read once, it would be frozen at its value.
+        (
+            lambda: UPGrad({"a": keras.Variable(1.0)}),
+            r"Preferences must be finite.* Received",
+        ),
         (lambda: CRMOGM("mgda"), r"must be a `Weighting`\. Received: 'mgda'"),
         (lambda: CRMOGM(alpha=2), r"`alpha` must be from 0 to 1\. Received: 2"),
     ],
@@ -117,21 +135,20 @@ def test_settings_that_cannot_be(make, match):
         make()
 
 
-@pytest.mark.parametrize("kind", [UPGrad, Fixed, STCH])
+@pytest.mark.parametrize("kind", [UPGrad, Fixed, STCH, PBI, COSMOS, FAMO])
 def test_numbers_that_do_not_fit_the_tasks(kind):
-    numbers = {"preference": [1.0, 2.0]}
-    if kind is Fixed:
-        numbers = {"task_weights": [1.0, 2.0]}
+    names = {Fixed: "task_weights", FAMO: "min_losses"}
+    numbers = {names.get(kind, "preference"): [1.0, 2.0]}
     weighting = kind(**numbers)
     with pytest.raises(ValueError, match=r"as many as the tasks\. Received"):
         weighting.build(["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"fit the Gram matrix\. Received"):
+    with pytest.raises(ValueError, match=r"(fit|as many as).*\. Received"):
         weighting(np.eye(3), np.ones(3))
     (name,) = numbers
     weighting = kind(**{name: {"a": 1.0, "b": 2.0}})
     with pytest.raises(ValueError, match=r"must name the tasks\. Received"):
         weighting.build(["a", "c"])
-    with pytest.raises(ValueError, match=r"Named ones need `build"):
+    with pytest.raises(ValueError, match=r"Named ones need `build|must name"):
         weighting(np.eye(2), np.ones(2))
 
 

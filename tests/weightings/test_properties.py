@@ -10,8 +10,8 @@ import functools
 import numpy as np
 import pytest
 
+from benchmarks.gram_matrices import FAMILIES, gram_of, jacobian
 from keras_mgda import weightings
-from tests.support.gram_matrices import FAMILIES, gram_of, jacobian
 from tests.support.weighting_cases import OTHERS, PROMISES, SEEDED
 
 
@@ -111,6 +111,18 @@ def test_scale_changes_nothing(make, m):
         )
 
     check(make, m, holds)
+
+
+@pytest.mark.parametrize("make", makers("all"))
+def test_each_says_whether_scale_changes_its_weights(make):
+    """Beside what the weights do, on a matrix that is not special."""
+    gram = gram_of(jacobian(FAMILIES[0], 3, 2))
+    at_scale = [
+        make()(gram * np.float32(2.0**power), losses(3)).numpy()
+        for power in (0, -10, 10)
+    ]
+    same = all(np.allclose(w, at_scale[0], rtol=1e-5) for w in at_scale)
+    assert make().scale_invariant == same
 
 
 def same_direction(gram, w, other, tolerance=1e-5):

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.gram_matrices import gram_of, jacobian, random
 from keras_mgda import GradientFork, MGDAModel, SharedRepresentation, weightings
 from keras_mgda.weightings import (
     CRMOGM,
@@ -19,7 +20,6 @@ from keras_mgda.weightings import (
     PCGrad,
     UPGrad,
 )
-from tests.support.gram_matrices import gram_of, jacobian, random
 from tests.support.weighting_cases import IDENTIFIERS, STATEFUL, TASKS, state
 
 each = pytest.mark.parametrize("identifier", IDENTIFIERS)
@@ -248,7 +248,7 @@ def test_a_step_that_is_not_finite_is_not_remembered(name, options):
     before = state(model)
     assert all(np.isfinite(values).all() for values in before)
     model.train_on_batch(x, {**y, "b": np.full_like(y["b"], np.nan)})
-    if name == "random":
+    if name in ("random", "fixed by schedule"):
         return  # which looks at nothing
     assert np.isnan(list(model.task_weights.values())).all()
     for a, b in zip(state(model), before, strict=True):

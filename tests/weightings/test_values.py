@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
+from benchmarks.gram_matrices import gram_of, jacobian, random
 from keras_mgda import weightings
 from keras_mgda.weightings import (
     CRMOGM,
+    DBMTL,
     EDM,
     IMTLG,
     MGDA,
@@ -24,11 +26,11 @@ from keras_mgda.weightings import (
     Fixed,
     GradVac,
     NashMTL,
+    Normalized,
     PCGrad,
     Random,
     UPGrad,
 )
-from tests.support.gram_matrices import gram_of, jacobian, random
 
 EXAMPLE = np.float32([[-4, 1, 1], [6, 1, 1]])
 each_m = pytest.mark.parametrize("m", [2, 5, 20])
@@ -229,8 +231,29 @@ def test_aligned_mtl_keeps_a_short_task_gradient():
 
 def test_there_is_no_aligned_direction_of_opposite_tasks():
     gram = gram_of([[1, 2], [-1, -2]])
-    for weighting in (IMTLG(), ConFIG(), AlignedMTL()):
+    for weighting in (ConFIG(), AlignedMTL()):
         np.testing.assert_allclose(weighting(gram), [0, 0], atol=1e-6)
+
+
+CANCELLING = {
+    "opposite": [[1, 2], [-1, -2]],
+    "opposite, one longer": [[1, 0], [-1e-3, 0]],
+    "opposite pairs": [[1, 0], [-4, 0], [0, 2], [0, -3]],
+    "triangle": [[2, 0], [-0.5, 0.75**0.5], [-1.5, -3 * 0.75**0.5]],
+}
+
+
+@pytest.mark.parametrize("name", CANCELLING)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_imtl_g_of_unit_gradients_that_cancel_is_no_direction(name, dtype):
+    # By its definition: equal projections, and weights that add up to 1.
+    J = np.array(CANCELLING[name])
+    w = IMTLG()(gram_of(J, dtype)).numpy()
+    lengths = np.linalg.norm(J, axis=1)
+    np.testing.assert_allclose(w, 1 / lengths / (1 / lengths).sum(), rtol=1e-5)
+    projections = J @ (w @ J) / lengths
+    np.testing.assert_allclose(projections, 0, atol=1e-6 * lengths.min())
+    assert w.sum() == pytest.approx(1, rel=1e-6)
 
 
 # Bargains.
@@ -396,3 +419,62 @@ def test_cr_mogm_keeps_the_task_names_of_the_other():
     weighting = CRMOGM(Fixed({"b": 1.0, "a": 2.0}))
     weighting.build(["a", "b"])
     assert weighting(np.eye(2)).numpy().tolist() == [2.0, 1.0]
+
+
+# In units of norms and losses.
+
+
+def db_mtl(J, losses):
+    """The authors' update, at `beta = 0`: their code, in NumPy."""
+    gradients = J / losses[:, None]  # of the log losses
+    lengths = np.linalg.norm(gradients, axis=1)
+    return np.sum((lengths.max() / lengths)[:, None] * gradients, axis=0)
+
+
+@each_m
+@each_spread
+def test_db_mtl_is_the_authors_update(m, spread):
+    J = jacobian(random, m, spread)
+    losses = np.random.default_rng(0).uniform(0.1, 10, m)
+    w = DBMTL()(J @ J.T, losses).numpy()
+    assert_close(w @ J, db_mtl(J, losses))
+
+
+def test_db_mtl_leaves_out_a_task_without_labels():
+    J = jacobian(random, 3, 1)
+    wide = np.zeros([5, J.shape[1]])
+    wide[[0, 2, 3]] = J
+    losses = np.array([1.0, 0.0, 2.0, 0.5, 7.0])  # of the last no gradient
+    w = DBMTL()(wide @ wide.T, losses).numpy()
+    assert w[1] == w[4] == 0
+    assert_close(w @ wide, db_mtl(J, losses[[0, 2, 3]]))
+
+
+@pytest.mark.parametrize("normalization", ["none", "l2", "loss", "loss+"])
+def test_normalized_weighs_the_normalized_gradients(normalization):
+    J = jacobian(random, 4, 1)
+    losses = np.array([0.1, 1.0, 3.0, 20.0])
+    norms = np.linalg.norm(J, axis=1)
+    unit = {"none": 1, "l2": norms, "loss": losses, "loss+": losses * norms}
+    scaled = J / np.reshape(unit[normalization] * np.ones(4), [4, 1])
+    for other in (UPGrad(), CAGrad(0.4), IMTLG(), NashMTL(None)):
+        w = Normalized(other, normalization)(J @ J.T, losses).numpy()
+        assert_close(w @ J, direction(other, scaled), rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["none", "l2", "loss", "loss+"])
+def test_normalized_mgda_is_what_mgda_has(normalization):
+    J = jacobian(random, 4, 1)
+    losses = np.array([0.1, 1.0, 3.0, 20.0])
+    w = Normalized(MGDA(), normalization)(J @ J.T, losses)
+    expected = MGDA(normalization)(J @ J.T, losses)
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+
+
+def test_log_losses_are_what_a_model_with_log_losses_would_have():
+    # Its Gram matrix, of the gradients `g_t / L_t`, and its weights of these.
+    J, losses = jacobian(random, 3, 1), np.array([0.2, 1.0, 5.0])
+    of_logs = J / losses[:, None]
+    w = Normalized(UPGrad(), "loss")(J @ J.T, losses).numpy()
+    expected = UPGrad()(of_logs @ of_logs.T).numpy() / losses
+    np.testing.assert_allclose(w, expected, rtol=1e-5)

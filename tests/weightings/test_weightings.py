@@ -2,15 +2,11 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.gram_matrices import gram_of, squared_norm, weights_by_nnls
 from keras_mgda import weightings
 from keras_mgda.weightings import MGDA, Fixed, Uniform
 from tests.support import networks
-from tests.support.gram_matrices import (
-    SMALL,
-    gram_of,
-    squared_norm,
-    weights_by_nnls,
-)
+from tests.support.gram_tables import SMALL
 
 NORMALIZATIONS = ["none", "l2", "loss", "loss+"]
 each_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -172,8 +168,8 @@ def test_models_that_share_a_weighting_do_not_disturb_each_other():
 def test_get_takes_all_that_means_a_weighting():
     assert isinstance(weightings.get("mgda"), MGDA)
     assert isinstance(weightings.get("uniform"), Uniform)
-    assert weightings.get([1.0, 2.0]).task_weights == [1.0, 2.0]
-    assert weightings.get((1.0, 2.0)).task_weights == [1.0, 2.0]
+    assert weightings.get([1.0, 2.0]).task_weights == (1.0, 2.0)
+    assert weightings.get((1.0, 2.0)).task_weights == (1.0, 2.0)
     assert weightings.get({"a": 1.0}).task_weights == {"a": 1.0}
     own = networks.Constant([1.0])
     assert weightings.get(own) is own

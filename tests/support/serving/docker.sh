@@ -2,35 +2,32 @@
 # Serves a published folder with the real TensorFlow Serving and asks every
 # signature over REST.
 #
-#     tests/serving/docker.sh saved_models/mtl
+#     tests/support/serving/docker.sh saved_models/mtl
 #
 # NOT RUN in CI, nor by `make test`: it needs a docker daemon and the image.
 # What is run there instead is described in docs/serving.md.
 set -euo pipefail
 
-folder=$1
-shown=$(python -m keras_mgda.serving "$folder")
-echo "$shown"
-name=$(basename "$(realpath "$folder")")
-status="http://localhost:8501/v1/models/$name"
+folder=$(realpath "$1")
+python -m keras_mgda.serving "$folder"
+name=$(basename "$folder")
+model="http://localhost:8501/v1/models/$name"
 
-serve=$(grep '^docker run' <<<"$shown")
-container=$(eval "${serve/docker run/docker run --detach}")
+container=$(docker run --detach --rm -p 8501:8501 \
+    --mount "type=bind,source=$folder,target=/models/$name" \
+    -e "MODEL_NAME=$name" tensorflow/serving:2.20.0)
 trap 'docker stop "$container" >/dev/null' EXIT
 
-for _ in $(seq 60); do
-    if curl --silent "$status" | grep --quiet AVAILABLE; then
-        break
-    fi
+until curl --silent "$model" | grep --quiet AVAILABLE; do
+    docker inspect "$container" >/dev/null # Fails once it has ended.
     sleep 1
 done
-curl --silent --fail "$status"
 
 failed=0
-while read -r ask; do
-    echo "$ask"
-    answer=$(eval "$ask")
-    echo "$answer"
-    grep --quiet '"predictions"' <<<"$answer" || failed=1
-done < <(grep 'curl -d' <<<"$shown")
+while read -r body; do
+    echo "$body" | cut -c 1-200
+    answer=$(curl --silent --data "$body" "$model:predict")
+    echo "$answer" | cut -c 1-200
+    grep --quiet '"outputs"' <<<"$answer" || failed=1
+done < <(python -m tests.support.serving.request_bodies "$folder")
 exit "$failed"

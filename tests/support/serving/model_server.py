@@ -1,7 +1,7 @@
 """A stand-in for TensorFlow Serving, by the rules in its source.
 
-    python model_server.py saved_models/mtl ... [--poll-seconds 0.1]
-    python model_server.py --model-config-file saved_models/models.config
+    python -m tests.support.serving.model_server saved_models/mtl
+    python -m tests.support.serving.model_server --model-config-file FILE
 
 Prints `{"grpc": port, "rest": port}` and serves each folder's newest version,
 or those that the file names, on 127.0.0.1 until its standard input closes. The

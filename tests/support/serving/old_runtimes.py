@@ -1,6 +1,6 @@
 """Does an artifact load, and answer the same, under older TensorFlow runtimes?
 
-    python tests/serving/old_runtimes.py [2.19.1 2.20.0 ...]
+    python -m tests.support.serving.old_runtimes [2.19.1 2.20.0 ...]
 
 TensorFlow Serving lags TensorFlow, so a model is often served by an older
 runtime than it was exported with. This publishes some models with the installed
@@ -17,9 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mgda
+from tests.support.serving.running import C_LOADER
 from tests.support.serving.served_models import MODELS, answers_of, only
-
-LOADER = Path(__file__).parent / "c_loader.py"
 
 
 def install(version, folder):
@@ -42,7 +41,7 @@ def ask(libraries, written, rows, folder):
             for key in signature.inputs
         },
     )
-    command = [LOADER, libraries, written.path, requests, answers]
+    command = [C_LOADER, libraries, written.path, requests, answers]
     subprocess.run(
         [sys.executable, *command], check=True, stderr=subprocess.DEVNULL
     )

@@ -1,20 +1,66 @@
-"""The two residual networks that Sener & Koltun, 2018, share among tasks.
+"""The networks of Sener & Koltun, 2018, and small ones like them.
 
-`resnet18` is that of CelebA, for small images: its first convolution has a
-stride of 1, and no pooling follows. `resnet50` is that of Cityscapes: dilated,
-so that its features have an eighth of the image's height and width.
+MultiMNIST has a LeNet. CelebA has a ResNet-18 for small images: its first
+convolution has a stride of 1, and no pooling follows. Cityscapes has a
+ResNet-50, dilated, so that its features have an eighth of the image's height
+and width; its heads read them by pyramid pooling.
 
+LeCun et al., 1998. Gradient-based learning applied to document recognition.
 He et al., 2016. Deep residual learning. https://arxiv.org/abs/1512.03385
 Yu et al., 2017. Dilated residual networks. https://arxiv.org/abs/1705.09914
+Zhao et al., 2017. Pyramid scene parsing. https://arxiv.org/abs/1612.01105
 """
 
 import functools
 
 import keras
+import numpy as np
 from keras import layers
 
 
-def convolution(x, filters, size, name, stride=1, dilation=1, **options):
+def lenet(x, dropout=0.0, kind=layers.SpatialDropout2D):
+    """The encoder of MultiMNIST, `[b, 28, 28, 1]` to `[b, 50]`."""
+    x = layers.Conv2D(10, 5)(x)  # [b, 24, 24, 10]
+    x = layers.ReLU()(layers.MaxPooling2D()(x))
+    x = layers.Conv2D(20, 5)(x)  # [b, 8, 8, 20]
+    x = kind(dropout)(x) if dropout else x
+    x = layers.ReLU()(layers.MaxPooling2D()(x))
+    return layers.Dense(50, activation="relu")(layers.Flatten()(x))
+
+
+def lenet_head(z, dropout=0.0, classes=10, **options):
+    """The logits of a task, `[b, classes]`. `options` are of its last layer."""
+    hidden = layers.Dense(50, activation="relu")(z)
+    hidden = layers.Dropout(dropout)(hidden) if dropout else hidden
+    return layers.Dense(classes, **options)(hidden)
+
+
+def half_lenet(x):
+    """A LeNet for half of the resolution, `[b, 28, 28, 1]` to `[b, 50]`."""
+    x = layers.AveragePooling2D(2)(x)
+    x = layers.Conv2D(10, 3, activation="relu")(x)
+    x = layers.Conv2D(20, 3, activation="relu")(layers.MaxPooling2D(2)(x))
+    return layers.Dense(50, activation="relu")(layers.Flatten()(x))
+
+
+def resnet8(x):
+    """Seven convolutions, each with batch normalization: `[b, 32]`."""
+
+    def convolution(x, filters, strides=1, size=3):
+        x = layers.Conv2D(
+            filters, size, strides, padding="same", use_bias=False
+        )(x)
+        return layers.BatchNormalization()(x)
+
+    x = layers.ReLU()(convolution(x, 8, 2))
+    for filters in (16, 32):
+        y = layers.ReLU()(convolution(x, filters, 2))
+        y = convolution(y, filters)
+        x = layers.ReLU()(y + convolution(x, filters, 2, 1))
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def convolution(x, filters, size, name=None, stride=1, dilation=1, **options):
     """A convolution with batch normalization behind it.
 
     Layers are called as in `keras.applications`: `<name>_conv`, `<name>_bn`.
@@ -28,17 +74,17 @@ def convolution(x, filters, size, name, stride=1, dilation=1, **options):
         padding="valid" if stride > 1 else "same",
         dilation_rate=dilation,
         use_bias=options.get("use_bias", False),
-        name=f"{name}_conv",
+        name=name and f"{name}_conv",
     )(x)
     return layers.BatchNormalization(
         momentum=options.get("momentum", 0.9),
         epsilon=options.get("epsilon", 1e-5),
-        name=f"{name}_bn",
+        name=name and f"{name}_bn",
     )(x)
 
 
 def resnet18(x, width=64):
-    """`[b, h, w, c]` to `[b, h/8, w/8, 8 width]`."""
+    """The encoder of CelebA, `[b, h, w, c]` to `[b, h/32 * w/32 * 8 width]`."""
     x = layers.ReLU()(convolution(x, width, 3, "conv1"))
     for stage in range(4):
         for block in range(2):
@@ -48,7 +94,7 @@ def resnet18(x, width=64):
                 f"conv{stage + 2}_block{block + 1}",
                 stride=2 if stage > 0 and block == 0 else 1,
             )
-    return x
+    return layers.Flatten()(layers.AveragePooling2D(4)(x))
 
 
 def basic_block(x, filters, name, stride):
@@ -121,3 +167,35 @@ def load_imagenet(model, source=None):
 
 
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
+
+
+def pyramid_pooling(x, channels, filters, name):
+    """A head that sees a place and its surroundings: Zhao et al., 2017.
+
+    `[b, h, w, c]` to `[b, h, w, channels]`.
+    """
+
+    def of(x, size):
+        return layers.ReLU()(convolution(x, filters, size))
+
+    height, width = x.shape[1:3]
+    parts = [of(average(x, scale), 1) for scale in (1, 2, 3, 6)]
+    parts = [layers.Resizing(height, width)(part) for part in parts]
+    x = of(layers.concatenate([x, *parts]), 3)
+    return layers.Conv2D(channels, 1, name=name)(x)
+
+
+def average(x, scale):
+    """Means over `scale` times `scale` parts of an image, which may overlap.
+
+    The parts are those of PyTorch's `AdaptiveAvgPool2d`.
+    """
+
+    def means(size):
+        at = np.arange(scale)[:, None] * size
+        start, end = at // scale, -(-(at + size) // scale)
+        inside = (start <= np.arange(size)) & (np.arange(size) < end)
+        return (inside / (end - start)).astype("float32")
+
+    rows, columns = map(means, x.shape[1:3])
+    return keras.ops.einsum("bhwc,ih,jw->bijc", x, rows, columns)

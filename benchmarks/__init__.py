@@ -1,0 +1,1 @@
+"""What the figures of the docs come from: `python -m benchmarks.NAME`."""
