@@ -1,8 +1,9 @@
 """Our docstrings as mkdocstrings reads them.
 
 They end as those of Keras do, with an `Example:` that is not indented. Google's
-style, which mkdocstrings knows, has a section `Examples:` that is. A doctest
-without a title would be a quotation to Markdown.
+style, which mkdocstrings knows, has a section `Examples:` that is. It has no
+`Call arguments:`, which are shown as a list. A doctest without a title would be
+a quotation to Markdown.
 """
 
 import re
@@ -13,6 +14,8 @@ import griffe
 
 # Up to the next title of a section, or to the end.
 _EXAMPLE = re.compile(r"(?ms)^Example:\n\n(.*?)(?=^[A-Z][A-Za-z ]*:$|\Z)")
+_CALL_ARGUMENTS = re.compile(r"(?m)^Call arguments:\n(?: {4}.*\n)+")
+_ARGUMENT = re.compile(r"(?m)^ {4}(\w+): ")
 _DOCTEST = re.compile(r"(?<=\n\n)>>> .*(?:\n.+)*")
 
 
@@ -25,6 +28,10 @@ def with_sections(text: str) -> str:
     def fenced(found: re.Match[str]) -> str:
         return f"```pycon\n{found[0]}\n```"
 
+    def listed(found: re.Match[str]) -> str:
+        return _ARGUMENT.sub(r"    - `\1`: ", found[0])
+
+    text = _CALL_ARGUMENTS.sub(listed, text)
     return _DOCTEST.sub(fenced, _EXAMPLE.sub(section, text))
 
 
