@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Material for MkDocs advertises its successor in every build otherwise.
+export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test test-slow test-all lint wheel clean
+.PHONY: demo docs docs-server test test-slow test-all lint wheel clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,9 +15,21 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 $(VENV)/ready-for-tests: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,examples,serving-tests,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,examples,serving-tests,docs,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps tensorflow-serving-api
 	touch $@
+
+$(VENV)/ready-for-docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+# Into build/site; `make docs-server` shows it while you write.
+docs: $(VENV)/ready-for-docs
+	$(BIN)/mkdocs build
+
+docs-server: $(VENV)/ready-for-docs
+	$(BIN)/mkdocs serve
 
 demo: $(VENV)/ready
 	$(BIN)/python -m examples.multi_mnist
@@ -40,11 +54,13 @@ lint: $(VENV)/ready-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Builds the wheel, and uses it where neither this folder nor what tests need is.
+# Builds the wheel, or takes WHEEL=, and uses it where neither this folder nor
+# what tests need is.
 wheel:
 	rm -rf build/wheel
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(if $(WHEEL),cp $(WHEEL) build/wheel,build/wheel/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .)
+	build/wheel/venv/bin/python .ci/contents.py build/wheel/*.whl
 	build/wheel/venv/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[cpu]"
 	cd build/wheel && venv/bin/python -I ../../.ci/wheel.py
 

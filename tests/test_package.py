@@ -218,11 +218,3 @@ def test_import_with_a_backend_that_is_not_installed_says_what_to_set():
         KERAS_BACKEND="jax",
     )
     assert "KERAS_BACKEND=tensorflow" in refusal(process)
-
-
-def test_readme_runs(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", readme)
-    assert blocks
-    process = python("\n".join(blocks), cwd=tmp_path)
-    assert process.returncode == 0, process.stderr

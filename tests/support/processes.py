@@ -58,7 +58,7 @@ def run(configs, command, seconds):
         started = [
             subprocess.Popen(
                 [sys.executable, "-m", *map(str, command)],
-                env=_environment(config),
+                env=environment(config),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -88,15 +88,16 @@ def run(configs, command, seconds):
     return ended
 
 
-def _environment(config):
-    environment = os.environ | {
+def environment(config=None):
+    """Of a process that finds this folder; alone, or a worker."""
+    variables = os.environ | {
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    environment.pop("TF_CONFIG", None)
+    variables.pop("TF_CONFIG", None)
     if config:
-        environment["TF_CONFIG"] = json.dumps(config)
-    return environment
+        variables["TF_CONFIG"] = json.dumps(config)
+    return variables
 
 
 def _ended(process, output):

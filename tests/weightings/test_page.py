@@ -1,7 +1,5 @@
 """What docs/weightings.md says is what the tests check, and its code runs."""
 
-import json
-import pathlib
 import re
 
 import keras
@@ -9,10 +7,12 @@ import numpy as np
 
 from keras_mgda import weightings
 from tests.support import networks
+from tests.support.pages import check_printed, python_blocks
+from tests.support.processes import ROOT
 from tests.support.weighting_cases import IDENTIFIERS, PROMISES
 
-ROOT = pathlib.Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "weightings.md").read_text()
+PATH = ROOT / "docs" / "weightings.md"
+PAGE = PATH.read_text()
 PROPERTIES = {
     "non_conflicting": "non-conflicting",
     "simplex": "on the simplex",
@@ -77,14 +77,10 @@ def test_sources_are_those_of_the_docstrings():
 
 
 def test_the_code_runs(capsys):
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE)
+    blocks = python_blocks(PATH)
     namespace = {"__name__": "mine"}
-    exec("\n".join(blocks), namespace)
-    printed = capsys.readouterr().out.splitlines()
-    said = re.findall(r"^print\(.*# (\[.*\])$", "\n".join(blocks), re.M)
-    for line, expected in zip(printed, said, strict=True):
-        numbers = re.search(r"\[(.*?)\]", line)[1].split()
-        assert [float(n) for n in numbers] == json.loads(expected)
+    exec("\n".join(block.code for block in blocks), namespace)
+    check_printed(capsys.readouterr().out, blocks)
 
     for name in ("OneLength", "LargestSoFar"):
         own = namespace[name]()

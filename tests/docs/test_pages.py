@@ -1,0 +1,94 @@
+"""What a reader copies from a page runs."""
+
+import pytest
+
+from tests.support.pages import PAGES, python_blocks, run_blocks
+from tests.support.processes import ROOT
+
+MODEL = """
+import keras, keras_mgda, numpy as np, tensorflow as tf
+
+def build():
+    inputs = keras.Input((4,), name="features")
+    z = keras.layers.Dense(3, activation="relu")(inputs)
+    z = keras_mgda.SharedRepresentation()(z)
+    outputs = {task: keras.layers.Dense(1)(z) for task in ("left", "right")}
+    return keras_mgda.MGDAModel(inputs, outputs)
+
+x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+y = {"left": x[:, :1], "right": x[:, 1:2]}
+"""
+# What the blocks of a page take for given.
+GIVEN = {
+    # One small search, in this process.
+    "comparing": """
+import functools
+from keras_mgda import comparison
+
+comparison.compare = functools.partial(
+    comparison.compare,
+    methods=["MGDA-UB"],
+    learning_rates=[0.01],
+    seeds=[0, 1],
+    epochs=1,
+    executor=comparison.InProcess(),
+)
+""",
+    "directions": MODEL
+    + """
+model = build()
+losses = {"left": "mse", "right": "mae"}
+""",
+    "distributed": MODEL
+    + """
+train = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+""",
+    "serving": MODEL + "model = build()",
+}
+# Pages whose tests look at what the code makes.
+ELSEWHERE = {
+    "text": "tests/problems/test_guide.py",
+    "weightings": "tests/weightings/test_page.py",
+}
+# Each of their blocks is another script: a process has one strategy.
+SCRIPTS = ["distributed"]
+
+
+def cases():
+    for page in PAGES:
+        if not python_blocks(page) or page.stem in ELSEWHERE:
+            continue
+        marks = [] if page.stem == "README" else [pytest.mark.slow]
+        name = str(page.relative_to(ROOT))
+        yield pytest.param(page, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("page", list(cases()))
+def test_python_blocks_run(page, tmp_path):
+    blocks = python_blocks(page)
+    scripts = [[b] for b in blocks] if page.stem in SCRIPTS else [blocks]
+    for number, script in enumerate(scripts):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        # The folder of a cluster that the text speaks of.
+        script = [
+            b._replace(code=b.code.replace("/shared", str(folder)))
+            for b in script
+        ]
+        run_blocks(page, folder, GIVEN.get(page.stem, ""), script)
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_others_are_run_elsewhere(page):
+    test = (ROOT / ELSEWHERE[page]).read_text()
+    assert "python_blocks(" in test
+    assert f"{page}.md" in test
+
+
+def test_a_mistake_is_found_on_its_line(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n\n```python\na = 1\n```\n\n```python\n1 / 0\n```\n"
+    )
+    with pytest.raises(AssertionError, match=r"page\.py\", line 8"):
+        run_blocks(page, tmp_path)
