@@ -55,6 +55,7 @@ def test_a_torn_comparison_goes_on(studied, tmp_path):
     assert path.stat().st_size == size
 
 
+@pytest.mark.slow
 def test_seeds_may_be_added(studied, tmp_path):
     given, _ = studied
     path = tmp_path / "runs.jsonl"
@@ -109,6 +110,7 @@ def test_a_method_keeps_its_options(studied, tmp_path):
         compare(**given | changes)
 
 
+@pytest.mark.slow
 def test_a_name_takes_other_data_to_the_same_file(studied, tmp_path):
     given, _ = studied
     path = tmp_path / "runs.jsonl"
@@ -124,6 +126,7 @@ def test_a_name_takes_other_data_to_the_same_file(studied, tmp_path):
         Comparison.read(path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_tears_no_line(studied, tmp_path, monkeypatch):
     given, found = studied
     path = tmp_path / "runs.jsonl"

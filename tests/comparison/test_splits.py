@@ -36,7 +36,7 @@ def test_an_example_is_known_whatever_its_type(alike):
 
 
 def test_text_is_compared_too():
-    labels = {"a": [0.0, 1.0]}
+    labels = {"a": np.array([0.0, 1.0])}
     one, two = np.array(["a b", "c"], object), np.array(["c", "d"])
     with refused("1 different inputs"):
         digests(of(train=(one, labels), test=(two, labels)), False)
