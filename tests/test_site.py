@@ -16,10 +16,9 @@ import keras_mgda
 from tests.support.processes import ROOT
 
 DOCS = ROOT / "docs"
-# Public, and not loaded with the package: what is optional stays out of it.
 MODULES = [
     name
-    for name in [*keras_mgda.__all__, "comparison"]
+    for name in [*keras_mgda.__all__, "diagnosis"]
     if isinstance(
         getattr(keras_mgda, name, None)
         or importlib.import_module(f"keras_mgda.{name}"),

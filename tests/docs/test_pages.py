@@ -34,6 +34,11 @@ comparison.compare = functools.partial(
     executor=comparison.InProcess(),
 )
 """,
+    "conflict": MODEL
+    + """
+model = build()
+model.compile("adam", loss="mse")
+""",
     "directions": MODEL
     + """
 model = build()
@@ -43,10 +48,15 @@ losses = {"left": "mse", "right": "mae"}
     + """
 train = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
 """,
-    "serving": MODEL + "model = build()",
+    "watching": MODEL
+    + """
+model = build()
+model.compile("adam", loss="mse")
+""",
 }
 # Pages whose tests look at what the code makes.
 ELSEWHERE = {
+    "serving": "tests/serving/test_docs.py",
     "text": "tests/problems/test_guide.py",
     "weightings": "tests/weightings/test_page.py",
 }

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import re
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 import keras_mgda
 from keras_mgda import serving
+from tests.support.pages import python_blocks
 from tests.support.serving.served_models import answers_of, ask, randomized
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
@@ -65,7 +65,7 @@ def folder(model, files, records, tmp_path_factory):
         "png_files": files,
         "records": records,
     }
-    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    blocks = [block.code for block in python_blocks(DOCS)]
     assert len(blocks) == 4
     before = os.getcwd()
     os.chdir(folder)
