@@ -13,7 +13,7 @@ import statistics
 import scipy.stats
 
 from benchmarks.harness import RESULTS, ROOT, lines, load
-from examples import report
+from examples import report, text_report
 from keras_mgda.comparison import Comparison
 from keras_mgda.pareto import delta_m
 
@@ -388,8 +388,6 @@ def few_labels(folder=RESULTS):
 
 def text():
     """As examples/text.py prints it."""
-    import text_report
-
     return text_report.table(lines("text.jsonl"))
 
 

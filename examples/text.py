@@ -31,12 +31,10 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_mgda
+from examples import text_report
 from keras_mgda import problems
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(Path(__file__).parent))
-
-import text_report  # noqa: E402
 
 # Single-task models are those that are named like the problem.
 METHODS = {

@@ -41,12 +41,14 @@ from keras_mgda.model import MGDAModel
 if _typing.TYPE_CHECKING:
     from keras_mgda import comparison, problems, serving
     from keras_mgda.comparison import Comparison, compare
+    from keras_mgda.diagnosis import Diagnosis, diagnose
     from keras_mgda.serving.export import export_saved_model
 
 __version__ = _metadata.version("keras_mgda")
 
 __all__ = [
     "Comparison",
+    "Diagnosis",
     "GradientFork",
     "MGDAModel",
     "MinNormPoint",
@@ -55,6 +57,7 @@ __all__ = [
     "compare",
     "comparison",
     "datasets",
+    "diagnose",
     "export_saved_model",
     "gram_matrix",
     "min_norm_point",
@@ -69,6 +72,8 @@ _LAZY = {
     "comparison": "keras_mgda.comparison",
     "compare": "keras_mgda.comparison",
     "Comparison": "keras_mgda.comparison",
+    "diagnose": "keras_mgda.diagnosis",
+    "Diagnosis": "keras_mgda.diagnosis",
     "problems": "keras_mgda.problems",
     "serving": "keras_mgda.serving",
     "export_saved_model": "keras_mgda.serving.export",

@@ -2,14 +2,10 @@
 # ruff: noqa: RUF001 (the punctuation is Chinese)
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples import (
     text,
