@@ -16,7 +16,8 @@ $(VENV)/ready: pyproject.toml
 
 $(VENV)/ready-for-tests: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable ".[cpu,examples,serving-tests,docs,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps tensorflow-serving-api
+	$(BIN)/python -m pip install --quiet --no-deps tensorflow-serving-api \
+		keras-hub kagglehub kagglesdk regex tokenizers
 	touch $@
 
 $(VENV)/ready-for-docs: pyproject.toml
