@@ -388,7 +388,7 @@ def few_labels(folder=RESULTS):
 
 def text():
     """As examples/text.py prints it."""
-    return text_report.table(lines("text.jsonl"))
+    return text_report.table(lines(RESULTS / "text.jsonl"))
 
 
 def compare_digits(folder=RESULTS):

@@ -164,7 +164,10 @@ def test_each_task_may_read_a_part_of_what_one_layer_marks():
     # task's gradient is long.
     assert 0 < model.task_weights["a"] < 1
 
-    u, v = SharedRepresentation()(h), SharedRepresentation()(h)
+    # Of two layers, each may be read by one task where it comes from variables
+    # that both share, but not where it is that task's alone.
+    x = keras.Input((8,))
+    u, v = (SharedRepresentation()(networks.dense(3)(x)) for _ in "ab")
     model = MGDAModel(x, networks.heads(u, "a") | networks.heads(v, "b"))
     model.compile("sgd", loss="mse", run_eagerly=True)
     with pytest.raises(ValueError, match="read by at least two tasks"):

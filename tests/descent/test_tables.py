@@ -46,7 +46,9 @@ def train(style, **options):
     return model
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "style", ["plain", "read_twice", "past_representation", "without_marker"]
 )

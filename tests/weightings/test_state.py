@@ -264,7 +264,10 @@ def test_what_finite_losses_make_not_finite_is_not_remembered(make):
     for losses in ([1.0, 2.0], [2.0, 1.0]):
         weighting(np.eye(2), losses)
     before = [v.numpy() for v in weighting.state.variables]
-    assert np.isnan(weighting(np.eye(2), [1.0, -1.0])).all()
+    in_graph = tf.function(lambda losses: weighting(tf.eye(2), losses))
+    assert np.isnan(in_graph(tf.constant([1.0, -1.0]))).all()
+    with pytest.raises(ValueError, match=r"must have (positive )?task losses"):
+        weighting(np.eye(2), [1.0, -1.0])  # eager code can see them
     for a, b in zip(weighting.state.variables, before, strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.isfinite(weighting(np.eye(2), [1.0, 1.0])).all()
