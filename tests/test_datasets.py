@@ -41,7 +41,10 @@ def drawn(joined):
     return found
 
 
-@pytest.mark.parametrize("sampling", ["proportional", "uniform"])
+@pytest.mark.parametrize(
+    "sampling",
+    ["proportional", pytest.param("uniform", marks=pytest.mark.slow)],
+)
 def test_shares_of_the_tasks(sampling):
     joined = datasets.join_tasks(
         tables(), 20, sampling=sampling, epochs=20, seed=1

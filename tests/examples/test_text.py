@@ -77,6 +77,7 @@ def test_table_by_hand():
     ]
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path, capsys):
     message = "我0\tO\n爱0\tO\n北0\tB-GPE.NAM\n京1\tI-GPE.NAM\n。0\tO\n"
     path = tmp_path / "few.conll"

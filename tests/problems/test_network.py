@@ -88,6 +88,7 @@ def batches(expression, some, batch_size=12, **options):
     )
 
 
+@pytest.mark.slow
 def test_every_kind_learns():
     some = every_kind()
     model = compiled(some, keras.optimizers.Adam(0.02), weighting="uniform")
@@ -333,8 +334,8 @@ def backbones():
     "name",
     [
         "BERT",
-        "DistilBERT",
-        "RoBERTa",
+        pytest.param("DistilBERT", marks=pytest.mark.slow),
+        pytest.param("RoBERTa", marks=pytest.mark.slow),
         pytest.param("DeBERTa", marks=pytest.mark.slow),
         pytest.param("ALBERT", marks=pytest.mark.slow),
     ],
