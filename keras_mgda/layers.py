@@ -98,8 +98,9 @@ class GradientFork(keras.layers.Layer):
     `keras.Model`, a hand-written one, or that of somebody else's model.
 
     Each head has to read its own copy. What comes around the fork, as skip
-    connections do, is summed as usual and not weighed. Under a loss scale the
-    weighting sees the scaled gradients.
+    connections do, is summed as usual and not weighed. Under a loss scale, as of
+    float16, the weighting sees the scaled gradients, and so has to be
+    scale-invariant there.
 
     Args:
         num_tasks: `m`, how many copies to hand out.
@@ -114,8 +115,9 @@ class GradientFork(keras.layers.Layer):
         A list of `m` tensors like `inputs`.
 
     Raises:
-        ValueError: for fewer than one task, and for a weighting that looks at
-            the task losses or keeps state.
+        ValueError: for fewer than one task; for a weighting that looks at the
+            task losses or keeps state; in float16, for one that is not
+            scale-invariant.
 
     Example:
 
@@ -155,6 +157,16 @@ class GradientFork(keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs: Any) -> list[Any]:
+        if inputs.dtype == tf.float16 and not self.weighting.scale_invariant:
+            raise ValueError(
+                "In float16, a `GradientFork` must have a weighting that is "
+                "scale-invariant: a backward pass does not know the loss scale "
+                "by which its gradients are multiplied. Received: "
+                f"{type(self.weighting).__name__} with "
+                f"{self.weighting.get_config()}. Use 'mixed_bfloat16', "
+                "`MGDAModel`, which divides by the scale, or another weighting."
+            )
+
         # Whether in training or not: who asks for gradients shall get these.
         @tf.custom_gradient
         def fork(z: tf.Tensor) -> tuple[Any, Callable[..., tf.Tensor]]:

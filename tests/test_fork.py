@@ -189,3 +189,13 @@ def test_a_copy_that_no_head_reads_is_noticed(jit_compile):
     x, y = np.ones((2, 4)), {t: np.ones((2, 1)) for t in "ab"}
     with pytest.raises(ValueError, match=r"copies \[1\] of 2 that no loss"):
         model.train_on_batch(x, y)
+
+
+def test_float16_needs_a_weighting_that_knows_no_scale():
+    z = tf.ones((2, 3), tf.float16)
+    for weighting in (weightings.NashMTL(), weightings.FairGrad()):
+        with pytest.raises(ValueError, match="Use 'mixed_bfloat16'"):
+            GradientFork(2, weighting)(z)
+        GradientFork(2, weighting)(tf.cast(z, tf.bfloat16))
+    for weighting in ("mgda", "upgrad", "uniform"):
+        GradientFork(2, weighting)(z)
