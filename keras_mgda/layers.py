@@ -98,8 +98,8 @@ class GradientFork(keras.layers.Layer):
     `keras.Model`, a hand-written one, or that of somebody else's model.
 
     Each head has to read its own copy. What comes around the fork, as skip
-    connections do, is summed as usual and not weighed. Under a loss scale, as of
-    float16, the weighting sees the scaled gradients, and so has to be
+    connections do, is summed as usual and not weighed. Under a loss scale, as
+    of float16, the weighting sees the scaled gradients, and so has to be
     scale-invariant there.
 
     Args:
