@@ -6,7 +6,12 @@ large batch then raises the peak by, in units of a copy of `Z` for each task,
 the size of the `dL_t/dZ` that stock Keras makes, too. Prints a table and writes
 results/many_tasks.json.
 
-    python benchmarks/many_tasks.py [--rounds 3] [--steps 20]
+With `--columns` the tasks are the 617 columns of one output instead, with gaps,
+behind an encoder of two `Dense(512)`, beside stock Keras's masked sum; and with
+`--outputs`, which takes minutes to trace, beside an output for each. That is
+written to results/columns.json.
+
+    python benchmarks/many_tasks.py [--rounds 3] [--steps 20] [--columns]
 """
 
 import argparse
@@ -21,6 +26,7 @@ import time
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "many_tasks.json"
 CASES = {100: 8192, 500: 2048}  # tasks: size of the large batch
+COLUMNS, ENCODER, FINGERPRINT = 617, 512, 1024
 FEATURES, WIDTH, SIZE_OF_Z, BATCH_SIZE = 32, 128, 128, 128
 
 
@@ -90,6 +96,114 @@ def nodes(graph):
     )
 
 
+def measure_columns(method, steps):
+    """Of 617 columns by one method: its first step, the others, and memory.
+
+    Methods: "stock", the masked sum of plain Keras; the name of a weighting;
+    "outputs mgda", where each column is an output.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers
+
+    import keras_mgda
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCH_SIZE, FINGERPRINT)).astype("float32")
+    y = (rng.uniform(size=(BATCH_SIZE, COLUMNS)) < 0.1).astype("float32")
+    y[rng.uniform(size=y.shape) < 0.71] = np.nan
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((FINGERPRINT,))
+    z = layers.Dense(ENCODER, activation="relu")(inputs)
+    z = layers.Dense(ENCODER, activation="relu")(z)
+    z = layers.Dense(SIZE_OF_Z, activation="relu")(z)
+    optimizer = keras.optimizers.Adam()
+    if method == "stock":
+        assays = layers.Dense(COLUMNS, activation="sigmoid")(z)
+        model = keras.Model(inputs, {"assays": assays})
+
+        def masked_sum(y, p):
+            present = ~tf.math.is_nan(y)
+            y = tf.where(present, y, 0.0)
+            present = tf.cast(present, p.dtype)
+            losses = keras.losses.binary_crossentropy(
+                y[..., None], p[..., None]
+            )
+            count = tf.reduce_sum(present, 0)
+            return tf.reduce_sum(
+                tf.math.divide_no_nan(tf.reduce_sum(losses * present, 0), count)
+            )
+
+        model.compile(optimizer, {"assays": masked_sum})
+        labels = {"assays": y}
+    else:
+        z = keras_mgda.SharedRepresentation()(z)
+        if method.startswith("outputs"):
+            names = [f"a{k}" for k in range(COLUMNS)]
+            outputs = {
+                n: layers.Dense(1, activation="sigmoid")(z) for n in names
+            }
+            loss = dict.fromkeys(names, "binary_crossentropy")
+            labels = {n: y[:, k : k + 1] for k, n in enumerate(names)}
+        else:
+            last = layers.Dense(COLUMNS, activation="sigmoid")
+            outputs, labels = {"assays": last(z)}, {"assays": y}
+            loss = keras_mgda.losses.PerColumn("binary_crossentropy")
+        model = keras_mgda.MGDAModel(inputs, outputs)
+        weighting = method.split()[-1]
+        model.compile(optimizer, loss, weighting=weighting, unlabelled="nan")
+    data = tf.data.Dataset.from_tensors((x, labels)).cache().repeat()
+    start = time.process_time()
+    model.fit(data, steps_per_epoch=1, verbose=0)
+    first = time.process_time() - start
+    iterator = iter(data)
+    seconds, cpu = [], []
+    for _ in range(steps):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        model.train_function(iterator)
+        seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
+    return {
+        "first_step_cpu_seconds": first,
+        "step_seconds": statistics.median(seconds),
+        "step_cpu_seconds": statistics.median(cpu),
+        "peak_bytes": peak(),
+    }
+
+
+def main_of_columns(rounds, steps, with_outputs):
+    methods = ["stock", "uniform", "gradnorm", "mgda"]
+    methods += ["outputs mgda"] * with_outputs
+    runs = {method: [] for method in methods}
+    for _ in range(rounds):
+        for method, of_method in runs.items():
+            of_method.append(in_own_process("columns", 0, method, steps))
+    medians = {
+        method: {
+            name: statistics.median(one[name] for one in of_method)
+            for name in of_method[0]
+        }
+        for method, of_method in runs.items()
+    }
+    for method, of_method in medians.items():
+        print(method)
+        for name, value in of_method.items():
+            ratio = value / medians["stock"][name]
+            print(f"  {name:24}{value:12.4g}{ratio:8.2f} of stock", flush=True)
+    results = {
+        "machine": f"{platform.machine()}, CPU",
+        "rounds": rounds,
+        "steps": steps,
+        "columns": COLUMNS,
+        "batch_size": BATCH_SIZE,
+        "size_of_z": SIZE_OF_Z,
+        "results": medians,
+    }
+    path = RESULTS.with_name("columns.json")
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def in_own_process(*arguments):
     command = [sys.executable, __file__, "--one", *map(str, arguments)]
     printed = subprocess.run(
@@ -151,10 +265,20 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--columns", action="store_true")
+    parser.add_argument("--outputs", action="store_true")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         tasks, batch, method, steps = options.one
-        print(json.dumps(measure(int(tasks), int(batch), method, int(steps))))
+        print(
+            json.dumps(
+                measure_columns(method, int(steps))
+                if tasks == "columns"
+                else measure(int(tasks), int(batch), method, int(steps))
+            )
+        )
+    elif options.columns:
+        main_of_columns(options.rounds, options.steps, options.outputs)
     else:
         main(options.rounds, options.steps)

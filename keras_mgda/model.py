@@ -161,7 +161,8 @@ class MGDAModel(keras.Model):
         Args:
             optimizer: as in Keras.
             loss: a dict that gives every output its loss, as Keras takes them;
-                `None` for an output that is no task.
+                `None` for an output that is no task, and a
+                `keras_mgda.losses.PerColumn` for one whose columns are tasks.
             loss_weights: as in Keras.
             metrics: as in Keras.
             weighted_metrics: as in Keras; not with `unlabelled`.
@@ -193,7 +194,7 @@ class MGDAModel(keras.Model):
                 `gradients` is. A task without labels in the batch that is
                 weighed has the weight zero until the next one is.
             unlabelled: the value that stands for a missing label: `"nan"`, a
-                number such as -1, or a dict that gives each task its own.
+                number such as -1, or a dict that gives each output its own.
                 `None` there stands for labels that are missing by sample
                 weight zero alone; without sample weights all are there.
                 Losses and metrics of a task then count its labelled examples

@@ -211,7 +211,10 @@ def add(left: Gradient, right: Gradient) -> Gradient:
     ):
         return tf.IndexedSlices(
             tf.concat([left.values, right.values], axis=0),
-            tf.concat([left.indices, right.indices], axis=0),
+            # A table may be read by indices of either size.
+            tf.concat(
+                [tf.cast(g.indices, tf.int64) for g in (left, right)], axis=0
+            ),
             left.dense_shape,
         )
     return dense(left) + dense(right)

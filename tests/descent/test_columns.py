@@ -1,5 +1,7 @@
 """Tasks as columns train as the same tasks with an output each."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -187,7 +189,7 @@ def test_columns_train_as_an_output_each(weighting, gaps):
         {"gradients": "parameters", "gaps": True},
         {"gradients": "last", "structure": hidden, "beside": True},
         {"gradients": "verified", "beside": True},
-        {"weighting": "famo", "structure": hidden, "gaps": True, "optimizer": "adam"},
+        {"weighting": "famo", "structure": hidden, "optimizer": "adam"},
         {"loss": "mse", "optimizer": "rmsprop", "gaps": True},
     ],
     ids=lambda how: "-".join(how),
@@ -279,3 +281,25 @@ def test_the_activation_of_the_last_layer_stays():
     with pytest.raises(ValueError, match="must have its shape"):
         model.train_on_batch(x, {"assays": y[:, :2]})
     assert last.activation is activation
+
+
+def test_replicas_train_as_one(strategy):
+    """A replica may hold no label of a column that has some on the other."""
+    x, y, _ = batch(0, gaps=True)
+    y[:6, 1], y[6:, 1] = np.nan, 1.0
+    found = []
+    for scope in (strategy.scope, contextlib.nullcontext):
+        with scope():
+            keras.utils.set_random_seed(0)
+            model, loss = columns(log=["t1"])
+            model.compile(keras.optimizers.SGD(0.5), loss, unlabelled="nan")
+        logs = model.fit(
+            x, {"assays": y}, batch_size=BATCH, epochs=2, shuffle=False,
+            verbose=0,
+        ).history  # fmt: skip
+        found.append((logs, [w.numpy() for w in model.weights]))
+    (logs, weights), (want_logs, want) = found
+    for name, values in want_logs.items():
+        np.testing.assert_allclose(logs[name], values, rtol=1e-5, err_msg=name)
+    for ours, theirs in zip(weights, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
