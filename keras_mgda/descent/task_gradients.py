@@ -10,7 +10,8 @@ where `D_t` does not pass `Z`: it comes by a skip connection, or by a layer that
 several heads share. Without those `D_t` is zero.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -130,8 +131,12 @@ def through_heads(
         ],
     )
     by_source = list(zip(*found, strict=True))
+    stack: Callable[..., Rows] = _stack
+    rows: Callable[..., Rows] = _rows
+    if forward.column_heads:
+        stack = rows = functools.partial(_stack_blocks, forward)
     at_z = [
-        _stack(forward, gradients, like=read)
+        stack(gradients, read)
         for gradients, read in zip(by_source, reads, strict=False)
     ]
     past_z, own = {}, {}
@@ -139,7 +144,7 @@ def through_heads(
         if not readers.past_z[i]:
             continue
         if readers.is_shared(i):
-            past_z[i] = _rows(forward, gradients, variables[i].value)
+            past_z[i] = rows(gradients, variables[i].value)
         else:
             own[i] = next(g for g in gradients if g is not None)
     branches = readers.branches
@@ -149,7 +154,7 @@ def through_heads(
                 [z.encoded for z in forward.representations],
                 values([variables[i] for i in branches]),
                 output_gradients=[
-                    combine(tf.ones([forward.num_tasks]), rows) for rows in at_z
+                    combine(tf.ones([forward.num_tasks]), g) for g in at_z
                 ],
             )
         for i, gradient in zip(branches, pulled, strict=True):
@@ -243,15 +248,11 @@ def dense_rows(rows: Rows) -> tf.Tensor:
     return rows if isinstance(rows, tf.Tensor) else rows.dense()
 
 
-def _rows(
-    forward: ForwardPass, by_task: Sequence[Gradient], variable: tf.Variable
-) -> Rows:
+def _rows(by_task: Sequence[Gradient], variable: tf.Variable) -> Rows:
     """`[m, ...]`, or those of a table if all that reaches it reads rows."""
     reached = [gradient for gradient in by_task if gradient is not None]
-    if forward.column_heads or not all(
-        isinstance(g, tf.IndexedSlices) for g in reached
-    ):
-        return _stack(forward, by_task, like=variable)
+    if not all(isinstance(g, tf.IndexedSlices) for g in reached):
+        return _stack(by_task, like=variable)
     none = tf.zeros_like(reached[0].values[:0])
     values = [none if g is None else g.values for g in by_task]
     # Each task has rows of its own, and zeros in those of the others.
@@ -271,15 +272,11 @@ def _rows(
     )
 
 
-def _stack(
-    forward: ForwardPass, by_output: Sequence[Gradient | Rows], like: Any
-) -> Rows:
+def _stack(by_task: Sequence[Gradient], like: Any) -> tf.Tensor:
     """`[m, ...]`, zero for the tasks that do not reach."""
-    if forward.column_heads:
-        return _stack_blocks(forward, by_output, like)
     zeros = tf.zeros(tf.shape(like), like.dtype)
-    stacked = tf.stack([zeros if g is None else dense(g) for g in by_output])
-    stacked.set_shape([len(by_output), *like.shape])
+    stacked = tf.stack([zeros if g is None else dense(g) for g in by_task])
+    stacked.set_shape([len(by_task), *like.shape])
     return stacked
 
 
