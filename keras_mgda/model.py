@@ -439,6 +439,14 @@ class MGDAModel(keras.Model):
             return flatten_logs(self, logs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        callbacks = kwargs.get("callbacks")
+        if has_workers(self.distribute_strategy) and not isinstance(
+            callbacks, keras.callbacks.CallbackList
+        ):
+            x = args[0] if args else kwargs.get("x")
+            batches = num_batches(x, kwargs.get("batch_size"))
+            same = SameStart(self._start, batches)
+            kwargs["callbacks"] = [*_listed(callbacks), same]
         with self._in_evaluation():
             logs = super().evaluate(*args, **kwargs)
         if self._labels is not None:

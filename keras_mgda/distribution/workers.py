@@ -45,8 +45,17 @@ class SameStart(keras.callbacks.Callback):
         super().__init__()
         self._start = start
         self._num_batches = num_batches
+        self._trains = False
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._trains = False
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        if not self._trains:  # else these are the numbers of the training data
+            self._check_batches()
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._trains = True
         self._check_batches()
         variables, settings = self._start()
         digest = hashlib.sha256(json.dumps(settings).encode())
@@ -84,8 +93,10 @@ class SameStart(keras.callbacks.Callback):
 
 def num_batches(x: Any, batch_size: int | None) -> int | None:
     """How many batches the data of `fit` fill; `None` if that is not known."""
-    if isinstance(x, tf.data.Dataset):
-        size = int(x.cardinality())
+    if hasattr(x, "cardinality"):  # a data set, or one that is distributed
+        size = int(
+            x.cardinality() if callable(x.cardinality) else x.cardinality
+        )
         return size if size >= 0 else None
     if isinstance(x, keras.utils.PyDataset):
         return x.num_batches
