@@ -31,10 +31,6 @@ class LossLogs:
         self._by_labels = {t: keras.metrics.Mean() for t in loss_weights}
         self._by_examples = {t: keras.metrics.Mean() for t in loss_weights}
 
-    @property
-    def task_names(self) -> list[str]:
-        return list(self._loss_weights)
-
     def update(
         self,
         task_losses: Mapping[str, Sequence[tf.Tensor]],
