@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mgda import MGDAModel, SharedRepresentation
-from keras_mgda.weightings import MGDA
+from keras_mgda.weightings import MGDA, Fixed
 from tests.support import networks
 from tests.support.weighting_cases import STATEFUL, state
 
@@ -22,6 +22,12 @@ CASES = {
     "kept": {"weighting": "famo", "update_every": 2},
 }
 STATES = {name: {"weighting": make()} for name, make in STATEFUL.items()}
+# That of the table is one of three tasks.
+STATES["fixed by schedule"] = {
+    "weighting": Fixed(
+        {"a": 0.5, "b": keras.optimizers.schedules.InverseTimeDecay(2.0, 3, 1)}
+    )
+}
 each_case = pytest.mark.parametrize(
     "case", [pytest.param(case, id=name) for name, case in CASES.items()]
 )

@@ -15,7 +15,7 @@ def build():
     outputs = {task: keras.layers.Dense(1)(z) for task in ("left", "right")}
     return keras_mgda.MGDAModel(inputs, outputs)
 
-x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+x = np.random.default_rng(0).normal(size=(1024, 4)).astype("float32")
 y = {"left": x[:, :1], "right": x[:, 1:2]}
 """
 # What the blocks of a page take for given.
@@ -23,7 +23,12 @@ GIVEN = {
     # One small search, in this process.
     "comparing": """
 import functools
+import numpy as np
 from keras_mgda import comparison
+
+for seed, name in enumerate(["train", "validation", "test"]):
+    x = np.random.default_rng(seed).normal(size=(96, 64)).astype("float32")
+    np.savez(f"{name}.npz", x=x, price=x[:, :1], demand=x[:, 1:2])
 
 comparison.compare = functools.partial(
     comparison.compare,

@@ -12,10 +12,18 @@ import numpy as np
 TASKS = ("a", "b")
 
 
-def build():
+def build(*seeds):
+    """Whose initial weights follow the seeds, if there are any."""
+    first, *of_heads = [
+        keras.initializers.GlorotUniform(seed)
+        for seed in seeds or [None] * (1 + len(TASKS))
+    ]
     inputs = keras.Input((4,))
-    z = keras.layers.Dense(6, activation="tanh")(inputs)
-    heads = {task: keras.layers.Dense(1, name=task)(z) for task in TASKS}
+    z = keras.layers.Dense(6, "tanh", kernel_initializer=first)(inputs)
+    heads = {
+        task: keras.layers.Dense(1, name=task, kernel_initializer=of_head)(z)
+        for task, of_head in zip(TASKS, of_heads, strict=True)
+    }
     return keras.Model(inputs, heads)
 
 
