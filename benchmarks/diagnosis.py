@@ -30,13 +30,13 @@ from keras import layers
 from matplotlib.figure import Figure
 
 import keras_mgda
+from benchmarks import drawn_gradients as drawn
+from benchmarks.harness import FIGURES, RESULTS
+from examples.networks import resnet18
 from keras_mgda.callbacks import TaskMonitor
 from keras_mgda.diagnosis import diagnose, diagnosis_of
-from tests.support import task_gradients as drawn
 
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "diagnosis.json"
-FIGURES = ROOT / "docs" / "figures"
+FILE = RESULTS / "diagnosis.json"
 
 # Size of a gradient, signal in a batch, true cosine, noise in common.
 CASES = [
@@ -97,31 +97,11 @@ def intervals(seeds=1000):
     return found
 
 
-def resnet18(x, width):
-    def block(x, filters, strides):
-        y = layers.Conv2D(filters, 3, strides, "same", use_bias=False)(x)
-        y = layers.ReLU()(layers.BatchNormalization()(y))
-        y = layers.Conv2D(filters, 3, 1, "same", use_bias=False)(y)
-        y = layers.BatchNormalization()(y)
-        if strides > 1 or x.shape[-1] != filters:
-            x = layers.Conv2D(filters, 1, strides, use_bias=False)(x)
-            x = layers.BatchNormalization()(x)
-        return layers.ReLU()(x + y)
-
-    x = layers.Conv2D(width, 7, 2, "same", use_bias=False)(x)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    x = layers.MaxPooling2D(3, 2, "same")(x)
-    for k in range(4):
-        x = block(x, width * 2**k, 1 if k == 0 else 2)
-        x = block(x, width * 2**k, 1)
-    return layers.GlobalAveragePooling2D()(x)
-
-
 def gibibytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def memory(num_tasks=40, size=64, batch_size=32, steps=32):
+def memory(num_tasks=40, size=32, batch_size=32, steps=32):
     x = keras.Input((size, size, 3))
     z = keras_mgda.SharedRepresentation()(resnet18(x, 16))
     tasks = [f"task{t}" for t in range(num_tasks)]
@@ -167,9 +147,9 @@ def monitor(rounds=9, steps=400):
     }
 
     def seconds(callbacks):
-        start = time.perf_counter()
+        start = time.process_time()
         model.fit(inputs, labels, batch_size=64, verbose=0, callbacks=callbacks)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds([])
     ratios = []
@@ -276,9 +256,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="+", choices=PARTS)
     for part in parser.parse_args(argv).parts:
-        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        known = json.loads(FILE.read_text()) if FILE.exists() else {}
         known[part] = PARTS[part]()
-        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+        FILE.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

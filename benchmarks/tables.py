@@ -396,6 +396,63 @@ def compare_digits(folder=RESULTS):
     return str(Comparison.read(folder / "compare_digits.jsonl"))
 
 
+def diagnosis_findings(folder=RESULTS):
+    found = load(folder / "diagnosis.json")["findings"]
+    return markdown(
+        ["problem", "all found", "something wrong"],
+        [
+            [name, f"{of['right']:.0%}", f"{of['wrong']:.0%}"]
+            for name, of in found.items()
+        ],
+    )
+
+
+def diagnosis_intervals(folder=RESULTS):
+    return markdown(
+        [
+            "numbers in a gradient",
+            "signal in a batch",
+            "true cosine",
+            "these intervals",
+            "bootstrap",
+        ],
+        [
+            [
+                row["size"],
+                row["signal"],
+                row["cosine"],
+                f"{row['ours']:.1%}",
+                f"{row['bootstrap']:.1%}",
+            ]
+            for row in load(folder / "diagnosis.json")["intervals"]
+        ],
+    )
+
+
+def diagnosis_memory(folder=RESULTS):
+    found = load(folder / "diagnosis.json")["memory"]
+    return markdown(
+        ["tasks", "parameters", "numbers in a sketch", "GiB before", "at most"],
+        [
+            [
+                found["tasks"],
+                f"{found['parameters']:,}",
+                f"{found['sketch_size']:,}",
+                found["GiB before"],
+                found["GiB peak"],
+            ]
+        ],
+    )
+
+
+def monitor(folder=RESULTS):
+    found = load(folder / "diagnosis.json")["monitor"]
+    return markdown(
+        ["processor time with the monitor / without", "least", "most"],
+        [[f"{found[key]:.3f}" for key in ("ratio", "lowest", "highest")]],
+    )
+
+
 TABLES = {
     "demo": demo,
     "scaling": scaling,
@@ -410,6 +467,10 @@ TABLES = {
     "many_tasks": many_tasks,
     "text": text,
     "compare_digits": compare_digits,
+    "diagnosis_findings": diagnosis_findings,
+    "diagnosis_intervals": diagnosis_intervals,
+    "diagnosis_memory": diagnosis_memory,
+    "monitor": monitor,
 }
 
 

@@ -47,11 +47,11 @@ def drawn(joined):
 )
 def test_shares_of_the_tasks(sampling):
     joined = datasets.join_tasks(
-        tables(), 20, sampling=sampling, epochs=20, seed=1
+        tables(), 20, sampling=sampling, epochs=6, seed=1
     )
     found = drawn(joined)
     total = sum(map(len, found.values()))
-    assert total == len(joined) * 20 == 20 * 300
+    assert total == len(joined) * 20 == 6 * 300
     for task, size in SIZES.items():
         p = size / 300 if sampling == "proportional" else 1 / 3
         spread = 5 * np.sqrt(p * (1 - p) / total)  # of a binomial, five sigma
@@ -248,6 +248,7 @@ class TestSequences:
         # For b both labels are of one example.
         np.testing.assert_array_equal(batch[2]["b"], [0, 1])
 
+    @pytest.mark.slow
     def test_a_model_trains_on_it(self):
         ids = keras.Input((None,), dtype="int32", name="tokens")
         z = layers.Embedding(10, 8, mask_zero=False)(ids)

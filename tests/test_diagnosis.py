@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from benchmarks import drawn_gradients as drawn
 from keras_mgda import MGDAModel, SharedRepresentation, diagnosis
 from keras_mgda.diagnosis import diagnose, diagnosis_of
 from tests.support import networks
-from tests.support import task_gradients as drawn
 
 SEEDS = 25  # 100 in benchmarks/diagnosis.py
 

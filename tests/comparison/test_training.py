@@ -48,6 +48,7 @@ def test_the_sum_and_single_tasks_are_stock_keras(studied, task):
         assert named(logs) == pytest.approx(run[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_another_test_split_changes_no_choice(studied, tmp_path):
     """Epochs and rates are those that were chosen without it."""
     given, found = studied

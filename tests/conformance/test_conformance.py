@@ -316,8 +316,15 @@ FEATURES = {
 }
 
 
-# What is costly, and always runs on one network in other tests.
-ELSEWHERE = ("steps_per_execution", "jit_compile", "mixed_bfloat16")
+# What is costly, or runs always on one network in other tests.
+ELSEWHERE = (
+    "steps_per_execution",
+    "jit_compile",
+    "mixed_bfloat16",
+    "ema, clipnorm",
+    "clipvalue, adam",
+    "accumulation",
+)
 
 
 def cells():

@@ -58,10 +58,13 @@ ONE_BY_ONE = {
 
 @pytest.mark.parametrize(
     "optimizer",
-    [pytest.param(o, id=name) for name, o in OPTIMIZERS.items()]
-    + [
-        pytest.param(o, id=name, marks=pytest.mark.slow)
-        for name, o in ONE_BY_ONE.items()
+    [
+        pytest.param(
+            optimizer,
+            id=name,
+            marks=() if optimizer is DECAY else pytest.mark.slow,
+        )
+        for name, optimizer in (OPTIMIZERS | ONE_BY_ONE).items()
     ],
 )
 def test_plain_sum_trains_as_stock_keras(optimizer):
@@ -72,7 +75,10 @@ def test_plain_sum_trains_as_stock_keras(optimizer):
 
 @pytest.mark.parametrize(
     ("task", "gradients", "optimizer"),
-    [("one", "representation", DECAY), ("two", "parameters", MOMENTUM)],
+    [
+        ("one", "representation", DECAY),
+        pytest.param("two", "parameters", MOMENTUM, marks=pytest.mark.slow),
+    ],
 )
 def test_one_task_trains_as_stock_keras(task, gradients, optimizer):
     ours = train(MGDAModel, optimizer, (task,), gradients=gradients)
@@ -137,7 +143,7 @@ COMPILE_ARGS = {
         pytest.param(
             compile_args,
             id=name,
-            marks=pytest.mark.slow if name == "steps_per_execution" else (),
+            marks=() if name == "xla" else pytest.mark.slow,
         )
         for name, compile_args in COMPILE_ARGS.items()
     ],

@@ -183,7 +183,7 @@ def test_there_is_something_to_correct():
             verify=True,
             run_eagerly=True,
         )[3]["corrections"]
-        for seed in range(6)
+        for seed in range(4)
     ]
     assert max(num_corrections) > 0
 

@@ -109,7 +109,14 @@ def test_every_kind_learns():
     }
 
 
-@pytest.mark.parametrize("weighting", ["mgda", "upgrad", "uniform"])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        "mgda",
+        pytest.param("upgrad", marks=pytest.mark.slow),
+        pytest.param("uniform", marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_without_a_problem_moves_nothing_of_it(weighting):
     some = [tags(), tone()]
     optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.1)

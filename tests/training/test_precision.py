@@ -130,12 +130,12 @@ MIXED = ("mixed_bfloat16", "mixed_float16")
 @pytest.mark.parametrize("policy", MIXED)
 @pytest.mark.parametrize(
     ("gradients", "seed"),
-    [("representation", 0), ("parameters", 1)]
+    [("representation", 0)]
     + [
         pytest.param(gradients, seed, marks=pytest.mark.slow)
         # Not "verified", which is no continuous function of the gradients.
         for gradients in ("representation", "parameters", "last")
-        for seed in range(2, 5)
+        for seed in range(1, 4)
     ],
 )
 def test_trains_within_2_percent_of_float32(policy, gradients, seed):

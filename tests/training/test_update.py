@@ -55,7 +55,7 @@ def test_a_subclass_that_overrides_metrics_trains():
     [
         {"weighting": weightings.Random(seed=0)},
         {"weighting": weightings.FAMO()},
-        {"update_every": 3},
+        pytest.param({"update_every": 3}, marks=pytest.mark.slow),
         {"update_every": 3, "weighting": weightings.Random(seed=0)},
     ],
 )
@@ -135,7 +135,9 @@ def test_a_call_in_a_function_of_its_own_is_told():
         model.train_on_batch(x, {t: np.ones((4, 1)) for t in "ab"})
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 @pytest.mark.parametrize("weighting", ["famo", "geometric_mean", "uncertainty"])
 def test_losses_that_a_weighting_does_not_admit_change_nothing(
     weighting, jit_compile

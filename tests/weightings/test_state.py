@@ -194,6 +194,7 @@ def assert_same(model, other):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_backup_goes_on_where_training_was_interrupted(tmp_path):
     class Interruption(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
