@@ -117,8 +117,9 @@ def network(
             "The encoder must answer `[b, l, d]`, or a dict with "
             f"'sequence_output'. Received: {encoded} from '{encoder.name}'."
         )
-    # The pooled output of a BERT would be marked beside it, in one call of the
-    # layer with a dict of both: what one call returns is one representation.
+    # Not the pooled output of a BERT, though a layer can mark both: problems of
+    # tags and of texts would then read no tensor in common, where MGDA-UB sees
+    # no conflict between them.
     tokens = SharedRepresentation()(encoded)
     partners = None
     if pairs:
