@@ -53,7 +53,7 @@ def check_moves(gram, task_weights, label):
 
 
 @pytest.mark.parametrize(
-    "number", [150, pytest.param(10_000, marks=pytest.mark.slow)]
+    "number", [150, pytest.param(4_000, marks=pytest.mark.slow)]
 )
 def test_solver(number):
     solve = tf.function(min_norm_point)  # one program for each size
@@ -87,7 +87,7 @@ def test_solver(number):
 @pytest.mark.parametrize(
     ("identifier", "number"),
     [("famo", 20)]
-    + [pytest.param(name, 500, marks=pytest.mark.slow) for name in WEIGHTINGS],
+    + [pytest.param(name, 200, marks=pytest.mark.slow) for name in WEIGHTINGS],
 )
 def test_weightings(identifier, number):
     """A stream of unrelated matrices, for each number of tasks."""
@@ -241,7 +241,7 @@ def train_generated(seed):
     "seeds",
     [
         pytest.param(range(1, 4), id="some"),
-        pytest.param(range(300), id="all", marks=pytest.mark.slow),
+        pytest.param(range(200), id="all", marks=pytest.mark.slow),
     ],
 )
 def test_models(seeds):

@@ -67,11 +67,7 @@ def warnings_of(model, x, y, **how):
 @pytest.mark.parametrize("gradients", MODES)
 @pytest.mark.parametrize(
     "way",
-    [
-        "eager",
-        pytest.param("graph", marks=pytest.mark.slow),
-        pytest.param("xla", marks=pytest.mark.slow),
-    ],
+    ["eager", pytest.param("xla", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("label", [1e30, 1e6], ids=["loss", "gradient"])
 def test_the_task_that_overflows_is_named(gradients, way, label):

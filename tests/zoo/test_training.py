@@ -134,9 +134,9 @@ def test_shared_variables_are_weighted_and_heads_are_not(build, gradients):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
-    "gradients", ["representation", "parameters", "verified"]
+    ("gradients", "jit_compile"),
+    [("representation", False), ("parameters", True), ("verified", True)],
 )
 @pytest.mark.parametrize("build", zoo.ZOO, ids=lambda build: build.__name__)
 def test_trains_in_a_graph(build, gradients, jit_compile):
