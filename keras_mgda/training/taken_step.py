@@ -1,0 +1,191 @@
+"""The step that was really taken: what it did to the loss of each task.
+
+A direction is the optimizer's input. What the variables do is its output:
+momentum, Adam's scaling, clipping, weight decay and averages come in between.
+With `theta` for what is shared, `h_t` for the head of task `t`, and a prime
+for what they are after the update,
+
+    after_t   = L_t(theta', h_t'),    before_t = L_t(theta, h_t),
+    encoder_t = L_t(theta', h_t),
+
+all on the same batch in training mode, with the same dropout masks. No
+derivative is needed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_mgda.descent.directions import Direction
+from keras_mgda.descent.forward import ForwardPass, repeat_forward_pass
+from keras_mgda.descent.looks import Looks
+from keras_mgda.descent.readers import find_readers
+from keras_mgda.distribution.replicas import (
+    replica_shares,
+    sum_over_replicas,
+    without_collectives,
+)
+from keras_mgda.internals import global_seed_state, optimizer_sets
+
+# A relative change of float32 losses that may be rounding alone: the two
+# forward passes need not be compiled alike.
+ROUNDING = 1e-6
+
+
+class TakenStep:
+    """A step of a model, to be looked at when it is made.
+
+    To be made before the forward pass, which moves seeds and statistics: the
+    passes that are made to look start from the same, and leave no trace.
+
+    Args:
+        model: that makes the step.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._optimizer = model.optimizer
+        self._variables = model.trainable_variables
+        self._trained = _read(self._variables)
+        state = [*model.non_trainable_variables, global_seed_state()]
+        self._state = list(zip(state, _read(state), strict=True))
+        self._num_updates = tf.identity(self._optimizer.iterations)
+
+    def note(
+        self,
+        looks: Looks,
+        forward: ForwardPass,
+        direction: Direction,
+        run: Callable[[], Any],
+        *,
+        skips: bool,
+    ) -> None:
+        """Notes what the step did, once the optimizer has made it.
+
+        Args:
+            looks: tells whether to look, and takes what is found.
+            forward: the forward pass of the step.
+            direction: of the step.
+            run: makes that forward pass once more, losses and all.
+            skips: whether a step that is not finite is skipped.
+        """
+        before = _losses(forward)
+        due = looks.is_due(before, self._is_update())
+        readers = direction.readers or find_readers(forward, self._variables)
+        heads = [
+            (variable, value)
+            for i, (variable, value) in enumerate(
+                zip(self._variables, self._trained, strict=True)
+            )
+            if not readers.is_shared(i)
+        ]
+
+        def look() -> tf.Tensor:
+            after, z = self._once_more(run, list(forward.task_losses))
+            # A head that begins before `Z` moves a part of it.
+            z = None if readers.branches else z
+            of_encoder, _ = self._once_more(
+                run, list(forward.task_losses), heads, z
+            )
+            return tf.stack([after, of_encoder])
+
+        if due is None:
+            losses = look()
+        else:
+            with without_collectives(
+                "the model", "or look at every step, `verify_every=1`"
+            ):
+                losses = tf.cond(due, look, lambda: tf.stack([before] * 2))
+        losses = tf.concat([before[None], losses], 0)
+        labelled = tf.ones(before.shape, tf.bool)
+        if forward.num_labels:
+            num_labels = list(forward.num_labels.values())
+            labelled = sum_over_replicas(tf.stack(num_labels)) > 0
+            losses *= tf.cast(replica_shares(num_labels), losses.dtype)
+        found = changes(*tf.unstack(sum_over_replicas(losses)), labelled)
+        if forward.num_labels:
+            any_labels = tf.reduce_any(labelled)
+            due = any_labels if due is None else due & any_labels
+        looks.note(found, due, finite=skips)
+
+    def _is_update(self) -> tf.Tensor | None:
+        """Whether the optimizer moved anything, or gathered gradients only."""
+        if not optimizer_sets(self._optimizer, "gradient_accumulation_steps"):
+            return None
+        return tf.not_equal(self._optimizer.iterations, self._num_updates)
+
+    def _once_more(
+        self,
+        run: Callable[[], Any],
+        tasks: Sequence[str],
+        values: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
+        z: Sequence[tf.Tensor] | None = None,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The losses, and `Z`, of the same forward pass by other values.
+
+        Args:
+            run: makes it.
+            tasks: the names of the tasks.
+            values: of variables, where not their own of now.
+            z: what heads shall read for `Z`. That nothing then needs the
+                encoder, TensorFlow sees, and does not run it.
+        """
+        with (
+            keras.StatelessScope([*self._state, *values]),
+            repeat_forward_pass(z) as repeated,
+        ):
+            run()
+        repeated.complete(tasks)
+        return _losses(repeated), repeated.read
+
+
+def changes(
+    before: tf.Tensor,
+    after: tf.Tensor,
+    of_encoder: tf.Tensor,
+    labelled: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """What a step did to the losses of `m` tasks.
+
+    Changes are relative to the loss before; that of a loss which was zero, to
+    the loss after. NaN is no fall of a loss, and the worst change there is.
+
+    Args:
+        before: `[m]`, the losses before the step.
+        after: `[m]`, those after it.
+        of_encoder: `[m]`, those with the heads as before.
+        labelled: `[m]`, bool: the tasks that count.
+
+    Returns:
+        `[]` each: how many losses rose, by more than rounding; the largest
+        change; that of the same task with the heads as before.
+    """
+    change = _relative(after, before)
+    falls = (change <= ROUNDING) | ~labelled
+    order = tf.where(tf.math.is_nan(change), float("inf"), change)
+    worst = tf.argmax(tf.where(labelled, order, -float("inf")))
+    return (
+        tf.reduce_sum(tf.cast(~falls, tf.int32)),
+        tf.gather(change, worst),
+        tf.gather(_relative(of_encoder, before), worst),
+    )
+
+
+def _relative(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    size = tf.abs(tf.where(before == 0.0, after, before))
+    return tf.math.divide_no_nan(after - before, size)
+
+
+def _losses(forward: Any) -> tf.Tensor:
+    """`[m]`, float64: before `loss_weights`, this replica's summands."""
+    return tf.stack(
+        [
+            tf.add_n([tf.cast(loss, tf.float64) for loss in of_task])
+            for of_task in forward.task_losses.values()
+        ]
+    )
+
+
+def _read(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    return [tf.identity(variable.value) for variable in variables]
