@@ -340,10 +340,9 @@ class Descent:
             self._shares.assign_add(
                 _share_of_weight(direction.task_weights, direction.gram)
             )
-        if self.config["verify"] is True:
-            self.looks.note(
-                direction.verification, direction.looked, finite=skips
-            )
+        found = direction.verification
+        if self.config["verify"] is True and found is not None:
+            self.looks.note(found, direction.looked, finite=skips)
 
     def warning(self) -> str | None:
         """That one task had nearly all the weight since the last call, once."""

@@ -118,4 +118,5 @@ class MeanOfLooks(keras.metrics.Mean):
         super().__init__(name)
 
     def result(self) -> Any:
-        return tf.where(self.count > 0, super().result(), float("nan"))
+        mean = super().result()
+        return tf.where(self.count > 0, mean, tf.cast(float("nan"), mean.dtype))

@@ -82,12 +82,11 @@ class TakenStep:
         ]
 
         def look() -> tf.Tensor:
-            after, z = self._once_more(run, list(forward.task_losses))
+            tasks = list(forward.task_losses)
+            after, z = self._once_more(run, tasks)
             # A head that begins before `Z` moves a part of it.
-            z = None if readers.branches else z
-            of_encoder, _ = self._once_more(
-                run, list(forward.task_losses), heads, z
-            )
+            given = z if z and not readers.branches else None
+            of_encoder, _ = self._once_more(run, tasks, heads, given)
             return tf.stack([after, of_encoder])
 
         if due is None:
@@ -103,7 +102,8 @@ class TakenStep:
             num_labels = list(forward.num_labels.values())
             labelled = sum_over_replicas(tf.stack(num_labels)) > 0
             losses *= tf.cast(replica_shares(num_labels), losses.dtype)
-        found = changes(*tf.unstack(sum_over_replicas(losses)), labelled)
+        before, after, of_encoder = tf.unstack(sum_over_replicas(losses))
+        found = changes(before, after, of_encoder, labelled)
         if forward.num_labels:
             any_labels = tf.reduce_any(labelled)
             due = any_labels if due is None else due & any_labels
@@ -163,8 +163,9 @@ def changes(
     """
     change = _relative(after, before)
     falls = (change <= ROUNDING) | ~labelled
-    order = tf.where(tf.math.is_nan(change), float("inf"), change)
-    worst = tf.argmax(tf.where(labelled, order, -float("inf")))
+    infinity = tf.constant(float("inf"), change.dtype)
+    order = tf.where(tf.math.is_nan(change), infinity, change)
+    worst = tf.argmax(tf.where(labelled, order, -infinity))
     return (
         tf.reduce_sum(tf.cast(~falls, tf.int32)),
         tf.gather(change, worst),
