@@ -73,20 +73,20 @@ class TakenStep:
         before = _losses(forward)
         due = looks.is_due(before, self._is_update())
         readers = direction.readers or find_readers(forward, self._variables)
-        heads = [
-            (variable, value)
-            for i, (variable, value) in enumerate(
-                zip(self._variables, self._trained, strict=True)
-            )
-            if not readers.is_shared(i)
-        ]
 
         def look() -> tf.Tensor:
             tasks = list(forward.task_losses)
-            after, z = self._once_more(run, tasks)
+            now = _read(self._variables)
+            after, z = self._once_more(run, tasks, now)
             # A head that begins before `Z` moves a part of it.
             given = z if z and not readers.branches else None
-            of_encoder, _ = self._once_more(run, tasks, heads, given)
+            moved = [
+                new if readers.is_shared(i) else old
+                for i, (new, old) in enumerate(
+                    zip(now, self._trained, strict=True)
+                )
+            ]
+            of_encoder, _ = self._once_more(run, tasks, moved, given)
             return tf.stack([after, of_encoder])
 
         if due is None:
@@ -119,20 +119,21 @@ class TakenStep:
         self,
         run: Callable[[], Any],
         tasks: Sequence[str],
-        values: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
+        trained: Sequence[tf.Tensor],
         z: Sequence[tf.Tensor] | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """The losses, and `Z`, of the same forward pass by other values.
+        """The losses, and `Z`, of the same forward pass by other variables.
 
         Args:
             run: makes it.
             tasks: the names of the tasks.
-            values: of variables, where not their own of now.
+            trained: the values of the trainable variables.
             z: what heads shall read for `Z`. That nothing then needs the
                 encoder, TensorFlow sees, and does not run it.
         """
+        mapping = zip(self._variables, trained, strict=True)
         with (
-            keras.StatelessScope([*self._state, *values]),
+            keras.StatelessScope([*self._state, *mapping]),
             repeat_forward_pass(z) as repeated,
         ):
             run()
