@@ -150,7 +150,8 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
 def global_seed_state() -> keras.Variable:
     """What `keras.random` draws from where it is given no seed.
 
-    No layer tracks it. Can go when Keras exports it, or has none.
+    No layer tracks it. Each thread has its own, made when it is first asked
+    for. Can go when Keras exports it, or has none.
     """
     # Keras seeds it from here, when it is first asked for.
     before = random.getstate()

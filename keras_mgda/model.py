@@ -30,7 +30,6 @@ from keras_mgda.functional import MarkedFunctional, is_functional, mark
 from keras_mgda.internals import (
     Functional,
     flatten_logs,
-    global_seed_state,
     loss_tracker,
     own_part_of_first_batch,
     put_functional_bases,
@@ -269,8 +268,6 @@ class MGDAModel(keras.Model):
                 auto_scale_loss=auto_scale_loss,
             )
             update = Update(task_names)
-            if verify == "step":
-                global_seed_state()  # a step could not make it
             loss_logs = LossLogs(
                 loss_weights_by_task(loss_weights, list(by_output), task_names)
             )

@@ -23,6 +23,7 @@ from keras_mgda.descent.forward import ForwardPass, repeat_forward_pass
 from keras_mgda.descent.looks import Looks
 from keras_mgda.descent.readers import find_readers
 from keras_mgda.distribution.replicas import (
+    num_replicas,
     replica_shares,
     sum_over_replicas,
     without_collectives,
@@ -48,7 +49,9 @@ class TakenStep:
         self._optimizer = model.optimizer
         self._variables = model.trainable_variables
         self._trained = _read(self._variables)
-        state = [*model.non_trainable_variables, global_seed_state()]
+        state = list(model.non_trainable_variables)
+        if num_replicas() == 1:  # several threads have no generator in common
+            state.append(global_seed_state())
         self._state = list(zip(state, _read(state), strict=True))
         self._num_updates = tf.identity(self._optimizer.iterations)
 
