@@ -12,7 +12,8 @@ all on the same batch in training mode, with the same dropout masks. No
 derivative is needed.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -33,6 +34,15 @@ from keras_mgda.internals import global_seed_state, optimizer_sets
 # A relative change of float32 losses that may be rounding alone: the two
 # forward passes need not be compiled alike.
 ROUNDING = 1e-6
+# Operations on TensorFlow's variables and generators, by how they begin.
+_OWN_STATE = (
+    "Assign",
+    "ResourceScatter",
+    "Random",
+    "TruncatedNormal",
+    "Multinomial",
+    "Rng",
+)
 
 
 class TakenStep:
@@ -136,6 +146,7 @@ class TakenStep:
         """
         mapping = zip(self._variables, trained, strict=True)
         with (
+            _only_keras_state(),
             keras.StatelessScope([*self._state, *mapping]),
             repeat_forward_pass(z) as repeated,
         ):
@@ -180,6 +191,27 @@ def changes(
 def _relative(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
     size = tf.abs(tf.where(before == 0.0, after, before))
     return tf.math.divide_no_nan(after - before, size)
+
+
+@contextlib.contextmanager
+def _only_keras_state() -> Iterator[None]:
+    """Raises if state is met here that a `StatelessScope` does not hold.
+
+    A graph tells; eager execution does not.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    yield
+    for operation in graph.get_operations()[before:]:
+        if operation.type.startswith(_OWN_STATE):
+            raise ValueError(
+                "With `verify='step'` all state and randomness of the model "
+                "must be Keras's own, or to compute the losses once more "
+                "would change them. Received: the operation "
+                f"'{operation.name}' of type {operation.type}. Use "
+                "`add_weight` in place of `tf.Variable`, and `keras.random` "
+                "with a `SeedGenerator` in place of `tf.random`."
+            )
 
 
 def _losses(forward: Any) -> tf.Tensor:
