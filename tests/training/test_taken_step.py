@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
+from keras_mgda.internals import global_seed_state
 from keras_mgda.training.taken_step import ROUNDING, changes
 from tests.support import networks, oracle
 from tests.support.refusal import refused
@@ -181,22 +182,15 @@ def test_every_optimizer_is_looked_at_and_left_alone(optimizer):
     x, y = networks.data(model, b=16)
     for logs in looked[1]:
         old, untrained = values(model), state(model)
-        drawn = keras_seed().numpy()
+        drawn = global_seed_state().numpy()
         model.train_on_batch(x, y)
-        new, after = values(model), keras_seed().numpy()
+        new, after = values(model), global_seed_state().numpy()
         found = []
         for of_variables in (old, new):
-            keras_seed().assign(drawn)
+            global_seed_state().assign(drawn)
             found.append(by_hand(model, of_variables, untrained, x, y))
-        keras_seed().assign(after)
+        global_seed_state().assign(after)
         assert_found(logs, *found, tolerance=1e-5)
-
-
-def keras_seed():
-    """What `keras.random` draws from without a seed."""
-    from keras_mgda.internals import global_seed_state
-
-    return global_seed_state()
 
 
 @pytest.mark.parametrize(
