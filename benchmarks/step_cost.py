@@ -27,10 +27,25 @@ CASES = {
     "LeNet, 20 tasks, batch 256": (LENET, 20, 256),
     "ResNet-18 (16), 40 tasks, batch 16": (RESNET, 40, 16),
 }
+EVERY = 50
 METHODS = {
     "stock": None,
     "MGDA-UB": {"gradients": "representation"},
     "MGDA-UB, verify=True": {"gradients": "representation", "verify": True},
+    "MGDA-UB, verify=True, every 50th": {
+        "gradients": "representation",
+        "verify": True,
+        "verify_every": EVERY,
+    },
+    'MGDA-UB, verify="step"': {
+        "gradients": "representation",
+        "verify": "step",
+    },
+    'MGDA-UB, verify="step", every 50th': {
+        "gradients": "representation",
+        "verify": "step",
+        "verify_every": EVERY,
+    },
     "last": {"gradients": "last"},
     "verified": {"gradients": "verified"},
     "exact MGDA": {"gradients": "parameters"},
@@ -49,6 +64,12 @@ def measure(network, num_tasks, batch_size, rounds, steps):
         calls[name] = functools.partial(model.train_function, iter(data))
     # Exact MGDA runs the encoder's backward pass for each task.
     repeats = dict.fromkeys(METHODS, steps) | {"exact MGDA": 1}
+    # With one look in each measurement, wherever it falls.
+    repeats |= {
+        name: EVERY
+        for name, how in METHODS.items()
+        if how and "verify_every" in how
+    }
     times = harness.interleaved(calls, rounds, repeats)
     return {
         "stock_step_seconds": harness.medians(times)["stock"],

@@ -7,11 +7,13 @@ Keras 3.10 to 3.15 and TensorFlow 2.18 to 2.21.
 
 import collections
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
 
 _some_input = keras.Input((1,), name="input")
 _some_output = keras.layers.Identity(name="output")(_some_input)
@@ -143,6 +145,20 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
         for variable in model.non_trainable_variables
         if variable.name in ("moving_mean", "moving_variance")
     ]
+
+
+def global_seed_state() -> keras.Variable:
+    """What `keras.random` draws from where it is given no seed.
+
+    No layer tracks it. Each thread has its own, made when it is first asked
+    for. Can go when Keras exports it, or has none.
+    """
+    # Keras seeds it from here, when it is first asked for.
+    before = random.getstate()
+    with tf.init_scope():
+        state = global_seed_generator().state
+    random.setstate(before)
+    return state
 
 
 def own_part_of_first_batch(strategy: Any, iterator: Any) -> Any:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_mgda.descent.descent import Descent, Gradients
 from keras_mgda.descent.forward import current_forward_pass, record_forward_pass
+from keras_mgda.descent.looks import Verify
 from keras_mgda.description import describe
 from keras_mgda.distribution.replicas import (
     check_replica,
@@ -41,6 +42,7 @@ from keras_mgda.training.labels import (
     with_zeros,
 )
 from keras_mgda.training.loss_logs import LossLogs, loss_weights_by_task
+from keras_mgda.training.taken_step import TakenStep
 from keras_mgda.training.task_losses import check_reduction, collected_losses
 from keras_mgda.training.update import Update, skips_overflow
 from keras_mgda.weightings import Weighting
@@ -150,7 +152,8 @@ class MGDAModel(keras.Model):
         *,
         weighting: Any = "mgda",
         gradients: Gradients = "representation",
-        verify: bool = False,
+        verify: Verify = False,
+        verify_every: int = 1,
         max_corrections: int = 8,
         update_every: int = 1,
         unlabelled: Any = None,
@@ -178,14 +181,32 @@ class MGDAModel(keras.Model):
                 of these. `"verified"`: the direction is checked against the
                 true gradients of all tasks, and mended. What each costs and
                 ensures is in docs/directions.md.
-            verify: whether to look at each direction, at the price of up to
-                one more step, and to log what was found: `conflicts`, the
-                number of tasks whose loss the direction of the weighting would
-                raise; `corrections`, how often it was mended; `min_cosine`,
-                the smallest cosine with a task gradient that was left (exact
-                with `"parameters"` and a weighting that looks at gradients,
-                else estimated). Means over the steps. Other than `"verified"`
-                itself, this changes nothing in the steps.
+            verify: what to look at, and to log as means over the steps. Other
+                than `gradients="verified"`, it changes nothing in the steps.
+
+                `True`: each direction, at the price of up to one more step:
+                `conflicts`, the number of tasks whose loss the direction of
+                the weighting would raise; `corrections`, how often it was
+                mended; `min_cosine`, the smallest cosine with a task gradient
+                that was left (exact with `"parameters"` and a weighting that
+                looks at gradients, else estimated).
+
+                `"step"`: what the optimizer made of it, at the price of one
+                more forward pass, and of one through the heads. The losses of
+                the batch, in training mode and with the same dropout masks,
+                before and after the update: `harmed`, the number of tasks
+                whose loss rose, by more than 1e-6 of it, which may be
+                rounding; `worst_change`, the largest change of a task's
+                loss, relative to what it was (to what it became, if it was
+                zero); `encoder_part`, the change of the same loss if only
+                what is shared had moved, and no head. Losses are those
+                before `loss_weights`, of the global batch, without what
+                belongs to no task. A task without labels in the batch does
+                not count. An update of several batches' gradients is one step,
+                and looked at on the last of them.
+            verify_every: look at the first of every so many steps. The means
+                are over these; NaN if there was none in an epoch.
+                `gradients="verified"` looks at each of its directions anyway.
             max_corrections: of `"verified"`, in one step.
             update_every: for how many steps the task weights are used. Those in
                 between cost as much as with `"representation"`, whatever
@@ -200,9 +221,10 @@ class MGDAModel(keras.Model):
                 step. `None`: every example is labelled for every task.
 
         Raises:
-            ValueError: if the losses do not fit the outputs; if the weighting
-                does not fit the tasks or is unknown; if task weights cannot be
-                used for so many steps, as on several replicas.
+            ValueError: if the losses do not fit the outputs; if `verify` or
+                `verify_every` is none of these; if the weighting does not fit
+                the tasks or is unknown; if task weights cannot be used for so
+                many steps, as on several replicas.
         """
         outputs = self.output if isinstance(self, Functional) else None
         by_output = tasks.task_losses(loss, outputs)
@@ -230,6 +252,7 @@ class MGDAModel(keras.Model):
                 weighting=weighting,
                 gradients=gradients,
                 verify=verify,
+                verify_every=verify_every,
                 max_corrections=max_corrections,
                 update_every=update_every,
             )
@@ -316,16 +339,10 @@ class MGDAModel(keras.Model):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_replica(self, x)
+        looks_back = self._descent.config["verify"] == "step"
+        taken = TakenStep(self) if looks_back else None
         with record_forward_pass() as forward:
-            y_pred = self(x, **_training(self.call))
-            tasks.check_names(self._loss_by_output, y_pred)
-            total_loss = self.compute_loss(
-                x=x,
-                y=y,
-                y_pred=y_pred,
-                sample_weight=sample_weight,
-                **_training(self.compute_loss),
-            )
+            y_pred, total_loss = self._forward(x, y, sample_weight)
         # The loss of the batch, not of the replica, as in the stock step.
         loss_tracker(self).update_state(
             total_loss * num_replicas(), sample_weight=_batch_size(x)
@@ -338,15 +355,35 @@ class MGDAModel(keras.Model):
             self._update.apply(
                 self.optimizer, forward, direction, self.trainable_variables
             )
-            self._descent.note(
-                direction, skips_overflow(self.optimizer), loss_scale
-            )
+            skips = skips_overflow(self.optimizer)
+            self._descent.note(direction, skips, loss_scale)
+            if taken is not None:
+                taken.note(
+                    self._descent.looks,
+                    forward,
+                    direction,
+                    lambda: self._forward(x, y, sample_weight),
+                    skips=skips,
+                )
         else:
             warnings.warn("The model has no trainable variables.", stacklevel=2)
         share_statistics(self)
         return self._for_workers(
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         )
+
+    def _forward(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+        """The predictions in training mode, and the total loss."""
+        y_pred = self(x, **_training(self.call))
+        tasks.check_names(self._loss_by_output, y_pred)
+        total_loss = self.compute_loss(
+            x=x,
+            y=y,
+            y_pred=y_pred,
+            sample_weight=sample_weight,
+            **_training(self.compute_loss),
+        )
+        return y_pred, total_loss
 
     def compute_loss(
         self,
@@ -433,7 +470,7 @@ class MGDAModel(keras.Model):
         self._descent.check_losses()
         if as_dict:
             return logs
-        for metric in self._descent.metrics:
+        for metric in self._descent.looks.metrics:
             logs.pop(metric.name, None)
         with self._in_evaluation():
             return flatten_logs(self, logs)
@@ -470,7 +507,7 @@ class MGDAModel(keras.Model):
         """With those of `verify`, but for evaluation, which has no steps."""
         found = super().metrics
         if self.compiled and not self._evaluating:
-            found = found + self._descent.metrics
+            found = found + self._descent.looks.metrics
         return found
 
     def get_metrics_result(self) -> dict[str, Any]:

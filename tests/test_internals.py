@@ -1,11 +1,13 @@
 """Whose each variable of an optimizer is, for the optimizers of Keras."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from keras_mgda.internals import variables_of_slots
+from keras_mgda.internals import global_seed_state, variables_of_slots
 
 OPTIMIZERS = {
     "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
@@ -76,3 +78,14 @@ def test_a_path_that_begins_like_another():
     optimizer.build(variables)
     owners = variables_of_slots(optimizer.variables, variables)
     assert owners[-4:] == [0, 1, 2, 3]
+
+
+def test_what_is_drawn_without_a_seed_is_drawn_from_this_state():
+    before = random.getstate()
+    state = global_seed_state()
+    assert random.getstate() == before
+    value = state.numpy()
+    first = keras.random.normal((3,)).numpy()
+    assert (state.numpy() != value).any()
+    state.assign(value)
+    np.testing.assert_array_equal(keras.random.normal((3,)), first)

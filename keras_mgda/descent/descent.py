@@ -28,6 +28,7 @@ from keras_mgda.descent.encoder_layers import (
 )
 from keras_mgda.descent.forward import ForwardPass
 from keras_mgda.descent.kept_weights import KeptWeights, check_update_every
+from keras_mgda.descent.looks import Looks, Verify
 from keras_mgda.descent.readers import losses
 from keras_mgda.descent.task_gradients import (
     TaskGradients,
@@ -63,7 +64,8 @@ class Descent:
         task_names: of the `m` tasks, in order.
         weighting: as in `MGDAModel.compile`, as the others are.
         gradients: which task gradients the weighting sees.
-        verify: whether to look at each direction.
+        verify: what is looked at.
+        verify_every: at the first of how many steps.
         max_corrections: of a verified direction.
         update_every: for how many steps task weights are used.
 
@@ -73,12 +75,13 @@ class Descent:
         task_weights: `[m]`, a variable: those of the last step.
         gram: `[m, m]`, a variable: what these were chosen by; NaN if they
             were not chosen by a Gram matrix.
-        metrics: of what was found by looking at directions.
+        looks: at which steps `verify` looks, and what it found.
 
     Raises:
         ValueError: if `gradients` is none of the names, nor a list of layers;
             if the weighting cannot be asked again in the same step, where
-            that is needed, or its weights cannot be kept for several.
+            that is needed, or its weights cannot be kept for several; if
+            `verify` or `verify_every` is none that there is.
     """
 
     def __init__(
@@ -88,10 +91,12 @@ class Descent:
         *,
         weighting: Any,
         gradients: Gradients,
-        verify: bool,
+        verify: Verify,
+        verify_every: int,
         max_corrections: int,
         update_every: int,
     ) -> None:
+        self.looks = Looks(verify, verify_every)
         # A copy, for `build` must not change that of another model.
         self.weighting: Weighting = copy.copy(weightings.get(weighting))
         if gradients == "verified":
@@ -114,6 +119,7 @@ class Descent:
         self.config = {
             "gradients": layer_names(gradients),
             "verify": verify,
+            "verify_every": verify_every,
             "max_corrections": max_corrections,
             "update_every": update_every,
         }
@@ -141,8 +147,6 @@ class Descent:
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
-        names = ("conflicts", "corrections", "min_cosine") if verify else ()
-        self.metrics = [keras.metrics.Mean(name) for name in names]
 
     @property
     def states(self) -> dict[str, keras.layers.Layer | None]:
@@ -150,6 +154,7 @@ class Descent:
         return {
             "weighting": self.weighting.state,
             "reuse": self._kept and self._kept.state,
+            "looks": self.looks.state,
         }
 
     @property
@@ -231,11 +236,13 @@ class Descent:
             with tf.control_dependencies([task_losses]):
                 return self.weighting(gram / loss_scale**2, task_losses)
 
-        if self.weighting.uses_gram or self.config["verify"]:
+        looks = self.config["verify"] is True
+        if self.weighting.uses_gram or looks:
             gradients = through_heads(forward, variables, seeds)
             found = self._along(gradients, weigh, task_losses)
-            if self.config["verify"] and found.verification is None:
-                found = verify(gradients, found)
+            if looks and found.verification is None:
+                due = self.looks.is_due(task_losses)
+                found = verify(gradients, found, due)
         else:
             gram = tf.zeros([forward.num_tasks] * 2)
             task_weights = self._kept_or(
@@ -333,13 +340,9 @@ class Descent:
             self._shares.assign_add(
                 _share_of_weight(direction.task_weights, direction.gram)
             )
-        found = direction.verification or ()
-        for metric, value in zip(self.metrics, found, strict=False):
-            value = tf.cast(value, tf.float32)
-            counts = tf.math.is_finite(value) if skips else True
-            metric.update_state(
-                tf.where(counts, value, 0.0), tf.cast(counts, tf.float32)
-            )
+        found = direction.verification
+        if self.config["verify"] is True and found is not None:
+            self.looks.note(found, direction.looked, finite=skips)
 
     def warning(self) -> str | None:
         """That one task had nearly all the weight since the last call, once."""

@@ -69,6 +69,7 @@ class Direction(NamedTuple):
         gram: `[m, m]`, what the task weights were chosen by; `None` if there
             was no task gradient to look at.
         verification: if the direction was looked at.
+        looked: `[]`, bool: whether it was, in this step. `None`: it was.
         admitted: `[]`, bool: whether the weighting is defined for the task
             losses. Where it is not, nothing must move. `None`: it always is.
     """
@@ -78,6 +79,7 @@ class Direction(NamedTuple):
     readers: Readers | None = None
     gram: tf.Tensor | None = None
     verification: Verification | None = None
+    looked: tf.Tensor | None = None
     admitted: tf.Tensor | None = None
 
 

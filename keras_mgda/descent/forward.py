@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-_current: ContextVar["ForwardPass | None"] = ContextVar(
+_current: ContextVar["ForwardPass | Repetition | None"] = ContextVar(
     "keras_mgda_forward_pass", default=None
 )
 
@@ -184,6 +184,42 @@ class ForwardPass:
         return found
 
 
+class Repetition:
+    """What a forward pass left that was made once more, for its losses alone.
+
+    Args:
+        given: what the heads shall read for the tensors of `Z`; `None` for
+            what the encoder leaves.
+
+    Attributes:
+        read: what they did read.
+        task_losses: as those of a `ForwardPass`.
+        num_labels: as well.
+    """
+
+    def __init__(self, given: Sequence[tf.Tensor] | None) -> None:
+        self.graph = tf.compat.v1.get_default_graph()
+        self.marked_elsewhere = False
+        self.read: list[tf.Tensor] = []
+        self.task_losses: dict[str, list[tf.Tensor]] = {}
+        self.num_labels: dict[str, tf.Tensor] = {}
+        self._given = given
+
+    def mark_representation(self, encoded: tf.Tensor, group: Any) -> tf.Tensor:
+        if self._given is not None:
+            encoded = self._given[len(self.read)]
+        self.read.append(tf.identity(encoded))
+        return self.read[-1]
+
+    def mark_task_loss(self, task: str, loss: tf.Tensor) -> tf.Tensor:
+        self.task_losses.setdefault(task, []).append(loss)
+        return loss
+
+    def complete(self, task_names: Sequence[str]) -> None:
+        """Puts the losses in this order."""
+        self.task_losses = {task: self.task_losses[task] for task in task_names}
+
+
 @contextlib.contextmanager
 def record_forward_pass() -> Iterator[ForwardPass]:
     """Records the forward pass in this block. One per replica and step."""
@@ -196,7 +232,24 @@ def record_forward_pass() -> Iterator[ForwardPass]:
             _current.reset(token)
 
 
-def current_forward_pass() -> ForwardPass | None:
+@contextlib.contextmanager
+def repeat_forward_pass(
+    given: Sequence[tf.Tensor] | None = None,
+) -> Iterator[Repetition]:
+    """Notes the forward pass in this block, without a tape.
+
+    Args:
+        given: what the heads shall read for `Z`.
+    """
+    repeated = Repetition(given)
+    token = _current.set(repeated)
+    try:
+        yield repeated
+    finally:
+        _current.reset(token)
+
+
+def current_forward_pass() -> ForwardPass | Repetition | None:
     """The forward pass that is recorded here, if any.
 
     A graph within that of the step, such as the one in which Keras builds a

@@ -34,7 +34,11 @@ from keras_mgda.descent.task_gradients import (
     check_representation,
     dense,
 )
-from keras_mgda.distribution.replicas import num_replicas, sum_over_replicas
+from keras_mgda.distribution.replicas import (
+    num_replicas,
+    sum_over_replicas,
+    without_collectives,
+)
 from keras_mgda.linalg.gram_update import (
     conjugate,
     corrected,
@@ -47,26 +51,45 @@ from keras_mgda.linalg.gram_update import (
 TOLERANCE = 1e-4
 
 
-def verify(gradients: TaskGradients, direction: Direction) -> Direction:
-    """The same direction, and how all tasks do along it."""
+def verify(
+    gradients: TaskGradients,
+    direction: Direction,
+    due: tf.Tensor | None = None,
+) -> Direction:
+    """The same direction, and how all tasks do along it.
+
+    Args:
+        gradients: the task gradients.
+        direction: along which the tasks go.
+        due: `[]`, bool: whether to look at all. `None`: look.
+    """
     shared = {
         i: gradient
         for i, gradient in enumerate(direction.gradients)
         if gradient is not None and gradients.readers.is_shared(i)
     }
-    w = tf.cast(direction.task_weights, tf.float64)
-    p = derivatives(gradients, shared)
-    gram = direction.gram
-    if gram is None:
-        gram = gram_of_representation(gradients)
-    of_tasks = cosines(scaled(tf.cast(gram, tf.float64), w, p), w, p)
-    return direction._replace(
-        verification=Verification(
+
+    def look(due: tf.Tensor | None = None) -> Verification:
+        w = tf.cast(direction.task_weights, tf.float64)
+        p = derivatives(gradients, shared, due)
+        gram = direction.gram
+        if gram is None:
+            gram = gram_of_representation(gradients)
+        of_tasks = cosines(scaled(tf.cast(gram, tf.float64), w, p), w, p)
+        return Verification(
             tf.reduce_sum(tf.cast(of_tasks < -TOLERANCE, tf.int32)),
             tf.constant(0),
             smallest(of_tasks),
         )
-    )
+
+    if due is None or num_replicas() > 1:
+        found = look(due)
+    else:
+        nothing = Verification(
+            tf.constant(0), tf.constant(0), tf.constant(0.0, tf.float64)
+        )
+        found = tf.cond(due, look, lambda: nothing)
+    return direction._replace(verification=found, looked=due)
 
 
 def along_verified(
@@ -233,7 +256,9 @@ def _repeat(
 
 
 def derivatives(
-    gradients: TaskGradients, direction: Mapping[int, Gradient]
+    gradients: TaskGradients,
+    direction: Mapping[int, Gradient],
+    due: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """`p_t = <g_t, d>` of every task, `[m]`, float64.
 
@@ -241,6 +266,8 @@ def derivatives(
         gradients: the task gradients.
         direction: `{variable index: gradient}` of all shared variables, this
             replica's summand of them.
+        due: `[]`, bool: whether to make the products, but for the sums over
+            replicas, which every step makes. `None`: they are made.
     """
     m = gradients.num_tasks
     total = sum_over_replicas([dense(g) for g in direction.values()])
@@ -251,24 +278,36 @@ def derivatives(
         i: tf.cast(tf.cast(g, tf.float32) / divisor, g.dtype)
         for i, g in zip(direction, total, strict=True)
     }
-    along_z = push_forward(
-        gradients.forward,
-        [gradients.variables[i].value for i in unit],
-        list(unit.values()),
-    )
-    pairs = list(zip(gradients.at_z, along_z, strict=True)) + [
-        (rows.values, tf.gather(unit[i], rows.indices))
-        if isinstance(rows, TableRows)
-        else (rows, unit[i])
-        for i, rows in gradients.past_z.items()
-        if i in unit
-    ]
-    products = [
-        tf.linalg.matvec(
-            tf.cast(tf.reshape(rows, [m, -1]), tf.float32),
-            tf.cast(tf.reshape(vector, [-1]), tf.float32),
+
+    def products() -> tf.Tensor:
+        along_z = push_forward(
+            gradients.forward,
+            [gradients.variables[i].value for i in unit],
+            list(unit.values()),
         )
-        for rows, vector in pairs
-    ]
-    p = sum_over_replicas(tf.add_n(products))
+        pairs = list(zip(gradients.at_z, along_z, strict=True)) + [
+            (rows.values, tf.gather(unit[i], rows.indices))
+            if isinstance(rows, TableRows)
+            else (rows, unit[i])
+            for i, rows in gradients.past_z.items()
+            if i in unit
+        ]
+        return tf.add_n(
+            [
+                tf.linalg.matvec(
+                    tf.cast(tf.reshape(rows, [m, -1]), tf.float32),
+                    tf.cast(tf.reshape(vector, [-1]), tf.float32),
+                )
+                for rows, vector in pairs
+            ]
+        )
+
+    if due is None:
+        p = products()
+    else:
+        with without_collectives(
+            "the encoder", "or look at every step, `verify_every=1`"
+        ):
+            p = tf.cond(due, products, lambda: tf.zeros([m]))
+    p = sum_over_replicas(p)
     return tf.cast(p, tf.float64) * tf.cast(norm, tf.float64)

@@ -109,7 +109,9 @@ def share_statistics(model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def without_collectives(place: str) -> Iterator[None]:
+def without_collectives(
+    place: str, way_out: str = "or use `gradients='representation'`"
+) -> Iterator[None]:
     """Says what is wrong if something is summed over replicas in this block."""
     try:
         yield
@@ -119,5 +121,5 @@ def without_collectives(place: str) -> Iterator[None]:
         raise ValueError(
             f"The layers of {place} must not sum over replicas. Received: one "
             "that does, as `BatchNormalization(synchronized=True)` is. Leave "
-            "that out, or use `gradients='representation'`."
+            f"that out, {way_out}."
         ) from error

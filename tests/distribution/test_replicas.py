@@ -20,6 +20,7 @@ from keras_mgda import (
     weightings,
 )
 from tests.support import networks, processes, runs
+from tests.support.refusal import refused
 
 # One case of both modes always runs: `test_strategies.py`.
 pytestmark = pytest.mark.slow
@@ -135,6 +136,64 @@ def test_synchronized_batch_normalization_trains_as_on_one(strategy):
         runs.fit(runs.compiled(where, of_encoder)) for where in (None, strategy)
     )
     runs.assert_same(two, one)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(
+    ("verify", "names"),
+    [
+        (True, ("conflicts", "corrections", "min_cosine")),
+        ("step", ("harmed", "worst_change", "encoder_part")),
+    ],
+)
+def test_two_replicas_see_what_one_does(strategy, verify, names, every):
+    one, two = (
+        runs.fit(
+            runs.compiled(where, verify=verify, verify_every=every), epochs=2
+        )
+        for where in (None, strategy)
+    )
+    runs.assert_same(two._replace(history={}), one._replace(history={}))
+    for name in names:
+        np.testing.assert_allclose(
+            two.history[name], one.history[name], rtol=1e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_looking_back_leaves_replicas_as_they_are(strategy, every):
+    """Seeds and statistics of each replica, with labels that are missing."""
+    x, y = runs.data()
+    y["b"][::3] = np.nan
+    of_encoder = (layers.BatchNormalization, dropout)
+    models = []
+    for kwargs in ({}, {"verify": "step", "verify_every": every}):
+        unlabelled = {"a": None, "b": "nan", "c": None}
+        model = runs.compiled(
+            strategy, of_encoder, unlabelled=unlabelled, **kwargs
+        )
+        history = model.fit(x, y, batch_size=24, shuffle=False, verbose=0)
+        models.append(model)
+    blind, looked = models
+    assert np.isfinite(history.history["worst_change"]).all()
+    for a, b in zip(blind.variables, looked.variables, strict=True):
+        for mine, other in zip(
+            strategy.experimental_local_results(a.value),
+            strategy.experimental_local_results(b.value),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(mine.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("verify", [True, "step"])
+def test_synchronized_layer_is_looked_at_in_every_step_or_none(
+    strategy, verify
+):
+    of_encoder = (batch_normalization(synchronized=True),)
+    runs.fit(runs.compiled(strategy, of_encoder, verify=verify), epochs=1)
+    model = runs.compiled(strategy, of_encoder, verify=verify, verify_every=2)
+    with refused("must not sum over replicas.*verify_every=1"):
+        runs.fit(model, epochs=1)
 
 
 @each_mode
