@@ -90,8 +90,9 @@ class Update:
             self.skipped.add_overflow(forward, direction, readers)
             gradients = share_overflow(gradients)
         if forward.num_labels:
-            num_labels = list(forward.num_labels.values())
-            has_labels = sum_over_replicas(tf.stack(num_labels)) > 0
+            num_labels = forward.by_task(list(forward.num_labels.values()))
+            has_labels = sum_over_replicas(num_labels) > 0
+            self.skipped.add_labels(has_labels)
             self._apply_where_labelled(
                 optimizer, gradients, variables, readers, has_labels
             )
@@ -110,7 +111,9 @@ class Update:
 
         A zero gradient is not enough for a variable to stay: momentum and
         weight decay move it, too. Its slots stay as well, or its momentum
-        would fade. The rest of the optimizer stays if no task has a label.
+        would fade. The rest of the optimizer stays if no task has a label. Of
+        a variable whose columns are tasks, and of its slots of the same shape,
+        each column moves or stays on its own.
         """
         self.skipped.add_without_labels(~tf.reduce_any(has_labels))
         slots = optimizer.variables
@@ -130,10 +133,15 @@ class Update:
             else any_labels
             for of_variable in readers.of_variables
         ]
-        moves += [
-            any_labels if i is None else moves[i]
-            for i in variables_of_slots(slots, variables)
-        ]
+        of_columns = {
+            i: tf.gather(has_labels, readers.owners(i))
+            for i in readers.by_column
+        }
+        of_slots = variables_of_slots(slots, variables)
+        moves += [any_labels if i is None else moves[i] for i in of_slots]
+        for place, i in enumerate([*range(len(variables)), *of_slots]):
+            if i in of_columns and state[place].shape == variables[i].shape:
+                moves[place] = of_columns[i]
         for variable, value, moved in zip(state, before, moves, strict=True):
             variable.assign(tf.where(moved, variable.value, value))
 
