@@ -284,6 +284,12 @@ class MGDAModel(keras.Model):
         return list(self._task_names)
 
     @property
+    def column_names(self) -> dict[str, list[str]]:
+        """`{output: tasks}` of outputs whose columns are tasks, if compiled."""
+        columns = self._columns if self.compiled else {}
+        return {o: list(loss.known_names) for o, loss in columns.items()}
+
+    @property
     def weighting(self) -> Weighting:
         """The weighting of this model, of its own state."""
         self._require_compiled()

@@ -234,8 +234,10 @@ def test_names_that_do_not_fit_are_refused():
         model().compile("sgd", PerColumn("mse", ["a", "b"]))
     beside = model(beside=layers.Dense(1))
     loss = {"assays": PerColumn("mse", ["beside", "b", "c"]), "beside": "mse"}
-    with pytest.raises(ValueError, match="must have different names"):
+    with pytest.raises(ValueError, match=r"different names.*\['beside'\]"):
         beside.compile("sgd", loss)
+    with pytest.raises(ValueError, match=r"different names.*\['assays'\]"):
+        model().compile("sgd", PerColumn("mse", ["assays", "b", "c"]))
     with pytest.raises(ValueError, match="`log` must name tasks"):
         PerColumn("mse", ["a", "b"], log=["c"])
     model().compile("sgd", PerColumn("mse", ["a", "b", "c"], log=["c"]))

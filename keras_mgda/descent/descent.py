@@ -70,6 +70,7 @@ class Descent:
 
     Attributes:
         weighting: the one that was given, built for these tasks.
+        output_names: as given.
         config: the rest, as `compile` takes it again.
         task_weights: `[m]`, a variable: those of the last step.
         gram: `[m, m]`, a variable: what these were chosen by; NaN if they
@@ -108,7 +109,7 @@ class Descent:
             else along_representation  # to look at, not to choose by
         )
         self._task_names = list(task_names)
-        self._output_names = list(output_names)
+        self.output_names = list(output_names)
         self._kept = (
             KeptWeights(update_every, len(task_names))
             if update_every > 1
@@ -214,7 +215,7 @@ class Descent:
             loss_scale: `[]`, what the gradients are to be multiplied by. The
                 weighting sees them without.
         """
-        forward.complete(self._output_names)
+        forward.complete(self.output_names)
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:
             num_labels = forward.by_task(list(forward.num_labels.values()))

@@ -130,9 +130,9 @@ class ForwardPass:
 
     def by_output(self, of_tasks: tf.Tensor) -> list[tf.Tensor]:
         """`[m]` as one tensor for each output, of the shape of its losses."""
-        if not self.column_heads:
-            return tf.unstack(of_tasks)
         losses = self.task_losses.values()
+        if not any(of_output[0].shape.rank for of_output in losses):
+            return tf.unstack(of_tasks)
         parts = tf.split(of_tasks, list(map(num_tasks_of, losses)))
         return [
             tf.reshape(part, of_output[0].shape)
@@ -141,7 +141,7 @@ class ForwardPass:
 
     def by_task(self, of_outputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """The inverse of `by_output`."""
-        if not self.column_heads:
+        if not any(of_output.shape.rank for of_output in of_outputs):
             return tf.stack(of_outputs)
         return tf.concat([tf.reshape(v, [-1]) for v in of_outputs], axis=0)
 

@@ -1,5 +1,6 @@
 """The tasks of a model: the outputs that `loss` names, or their columns."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,18 +75,19 @@ def names(loss: Mapping[str, Any]) -> list[str]:
         ValueError: if two have the same name.
     """
     found: list[str] = []
+    outputs = []  # which are no tasks: their columns are
     for output, of_output in of_loss(loss).items():
-        found += (
-            of_output.known_names
-            if isinstance(of_output, PerColumn)
-            else [output]
-        )
-    if len(set(found)) < len(found):
+        if isinstance(of_output, PerColumn):
+            found += of_output.known_names
+            outputs.append(output)
+        else:
+            found.append(output)
+    number = collections.Counter(found + outputs)
+    twice = sorted(name for name in number if number[name] > 1)
+    if twice:
         raise ValueError(
-            "Tasks must have different names, whether they are outputs or "
-            "columns. Received: "
-            f"{sorted({n for n in found if found.count(n) > 1})} more than "
-            "once. Rename them in `task_names`."
+            "Tasks and outputs must have different names, columns included. "
+            f"Received: {twice} more than once. Rename them in `task_names`."
         )
     return found
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import keras_mgda
 from keras_mgda import MGDAModel, SharedRepresentation, losses, weightings
 
 M, STEPS, BATCH = 5, 20, 12
@@ -303,3 +304,39 @@ def test_replicas_train_as_one(strategy):
         np.testing.assert_allclose(logs[name], values, rtol=1e-5, err_msg=name)
     for ours, theirs in zip(weights, want, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "gaps", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
+def test_a_diagnosis_is_that_of_an_output_each(gaps):
+    keras.utils.set_random_seed(0)
+    one, of_one = columns()
+    each, of_each = outputs_each()
+    copy_weights(one, each)
+    batches = [batch(step, gaps)[:2] for step in range(8)]
+    unlabelled = "nan" if gaps else None
+    found = []
+    for model, of_model, labels in (
+        (one, of_one, lambda y: {"assays": y}),
+        (
+            each,
+            of_each,
+            lambda y: {n: y[:, k : k + 1] for k, n in enumerate(NAMES)},
+        ),
+    ):
+        model.compile("sgd", of_model, unlabelled=unlabelled)
+        data = [(x, labels(y)) for x, y in batches]
+        found.append(keras_mgda.diagnose(model, data, steps=8))
+    ours, theirs = found
+    assert ours.task_names == theirs.task_names == NAMES
+    np.testing.assert_allclose(ours.cosines, theirs.cosines, atol=1e-4)
+    assert ours.steps.keys() == theirs.steps.keys()
+    for name in NAMES:
+        assert ours.tasks[name].loss == pytest.approx(
+            theirs.tasks[name].loss, rel=1e-5
+        )
+        assert ours.tasks[name].norm_in_batch == pytest.approx(
+            theirs.tasks[name].norm_in_batch, rel=1e-4
+        )
+        assert ours.tasks[name].labelled == theirs.tasks[name].labelled
