@@ -178,10 +178,8 @@ def through_columns(
     if len(direct) == 1:
         m = head.logits.shape[-1]
         wide = tf.float64 if D.dtype == tf.float64 else tf.float32
-        # The kernel as the layer reads it, in its precision.
-        kernel = tf.cast(head.variables[0].value, head.logits.dtype)
         found[direct[0]] = LinearRows(
-            tf.cast(tf.reshape(D, [-1, m]), wide), tf.cast(kernel, wide)
+            tf.cast(tf.reshape(D, [-1, m]), wide), tf.cast(head.kernel, wide)
         )
         return found
     others = [k for k in range(len(sources)) if k not in places]

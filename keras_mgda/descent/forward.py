@@ -70,12 +70,14 @@ class ColumnHead(NamedTuple):
     Attributes:
         logits: `[b, ..., m]`, what the layer computes; a column's loss depends
             on that column alone.
+        kernel: `W`, as the layer read it, in its precision.
         variables: the kernel `W [d, m]`, and `b [m]` if there is one.
         of_z: the mark whose tensor of `Z` is `X`; `None` if other layers stand
             between.
     """
 
     logits: tf.Tensor
+    kernel: tf.Tensor
     variables: Sequence[keras.Variable]
     of_z: Any
 

@@ -156,9 +156,13 @@ def noted_logits(
         variables = [v for v in (layer.kernel, layer.bias) if v is not None]
 
         def note(logits: tf.Tensor) -> Any:
-            forward.mark_logits(
-                output, ColumnHead(logits, variables, last.of_z)
-            )
+            # Read here, once, as a tensor: within the layer's own call, which
+            # decides on the precision. A `tf.Variable` that is handed on is
+            # read anew by each product, and in a graph, now and then, after
+            # the optimizer has moved it.
+            kernel = tf.convert_to_tensor(layer.kernel.value)
+            head = ColumnHead(logits, kernel, variables, last.of_z)
+            forward.mark_logits(output, head)
             return activation(logits)
 
         return note
