@@ -37,6 +37,7 @@ FIGURES = ROOT / "docs" / "figures" / "local"
 METHODS = {
     "plain sum": "uniform",
     "MGDA-UB": "mgda",
+    "MGDA-UB, l2": keras_mgda.weightings.MGDA(normalization="l2"),
     "UPGrad": "upgrad",
     "DualProj": "dualproj",
     "FAMO": "famo",
@@ -128,7 +129,7 @@ def scaffold_split(scaffolds, shares=(0.8, 0.1, 0.1)):
             for split, share in zip(splits[:-1], shares, strict=False)
         ]
         splits[[*has_room, True].index(True)] += group
-    return [np.sort(split) for split in splits]
+    return [np.array(sorted(split), int) for split in splits]
 
 
 def molecules(path):
