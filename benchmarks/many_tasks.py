@@ -201,9 +201,7 @@ def steps_in_turns(case, methods, steps):
         model, data = of_columns(case, method)
         model.fit(data, steps_per_epoch=1, verbose=0)
         cpu[method] = []
-        calls[method] = functools.partial(
-            step, model, iter(data), cpu[method]
-        )
+        calls[method] = functools.partial(step, model, iter(data), cpu[method])
     times = harness.interleaved(calls, steps, warm_up=2)
     return times, {method: of_method[2:] for method, of_method in cpu.items()}
 

@@ -307,6 +307,17 @@ def test_the_last_layer_must_be_dense():
     model(last=inner).compile("sgd", PerColumn("mse"))
 
 
+def test_class_weights_are_positive_weights():
+    x, y = data()
+    mine = model()
+    mine.compile("sgd", PerColumn("mse"), run_eagerly=True)
+    with pytest.raises(ValueError, match="class_weight"):
+        mine.fit(x, {"assays": y}, class_weight={0: 1.0, 1: 5.0}, verbose=0)
+    loss = PerColumn("mse", positive_weights=5.0)
+    mine.compile("sgd", loss, run_eagerly=True)
+    mine.fit(x, {"assays": y}, verbose=0)
+
+
 def test_a_model_with_a_call_of_its_own_is_refused():
     class Own(MGDAModel):
         def call(self, x):

@@ -127,9 +127,7 @@ class Update:
 
         def put_back(before: dict[int, tf.Tensor], labels: tf.Tensor) -> None:
             for k, value in before.items():
-                moved = _moves(
-                    state[k], places[k], variables, readers, labels
-                )
+                moved = _moves(state[k], places[k], variables, readers, labels)
                 state[k].assign(tf.where(moved, state[k].value, value))
 
         accumulates = optimizer_sets(optimizer, "gradient_accumulation_steps")

@@ -192,6 +192,7 @@ def test_columns_train_as_an_output_each(weighting, gaps):
         {"gradients": "verified", "beside": True},
         {"weighting": "famo", "structure": hidden, "optimizer": "adam"},
         {"loss": "mse", "optimizer": "rmsprop", "gaps": True},
+        {"weighting": "upgrad", "optimizer": "adam", "gaps": True},
     ],
     ids=lambda how: "-".join(how),
 )  # fmt: skip
@@ -222,6 +223,39 @@ def step_graph(m):
 def test_the_graph_does_not_grow_with_the_columns():
     # The solver's loop may be unrolled by one, or have another constant.
     assert abs(step_graph(60) - step_graph(20)) < 10
+
+
+def test_the_kernel_is_read_as_often_as_the_layer_is_called():
+    """Once by the layer, once as a tensor for the Gram matrix.
+
+    A `tf.Variable` among the factors would be read anew by each product. In
+    one graph of ten, a step then took the kernel of the next one.
+    """
+    model, loss = columns()
+    model.compile("sgd", loss)
+    x, y, _ = batch(0, gaps=False)
+    data = (tf.constant(x), {"assays": tf.constant(y)})
+    model.optimizer.build(model.trainable_variables)
+    model.test_step(data)
+    step = tf.function(model.train_step, autograph=False)
+    graph = step.get_concrete_function(data).graph
+    handle = graph.capture(model.get_layer("last").kernel.value.handle)
+    reads = [op for op in handle.consumers() if op.type == "ReadVariableOp"]
+    assert len(reads) == 2
+
+
+def test_a_step_under_xla_is_the_same():
+    found = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        model, loss = columns()
+        model.compile("adam", loss, unlabelled="nan", jit_compile=jit_compile)
+        for step in range(3):
+            x, y, _ = batch(step, gaps=True)
+            model.train_on_batch(x, {"assays": y})
+        found.append([w.numpy() for w in model.weights])
+    for with_xla, without in zip(*found, strict=True):
+        np.testing.assert_allclose(with_xla, without, atol=1e-5)
 
 
 def test_mixed_precision_takes_the_kernel_as_the_layer_does():
