@@ -13,7 +13,7 @@ import statistics
 import scipy.stats
 
 from benchmarks.harness import RESULTS, ROOT, lines, load
-from examples import report, text_report
+from examples import molecules, report, text_report
 from keras_mgda.comparison import Comparison
 from keras_mgda.pareto import delta_m
 
@@ -124,6 +124,42 @@ def many_tasks(folder=RESULTS):
             for of_case in results
         ],
     )
+
+
+def columns(folder=RESULTS):
+    """Ratios to stock Keras with a masked sum."""
+    rows = []
+    for of_case in load(folder / "columns.json")["results"]:
+        for method, first in of_case["first_step_cpu_seconds"].items():
+            ratios = [
+                of_case[key].get(method) for key in ("step_ratio", "cpu_ratio")
+            ]
+            peak = of_case["peak_bytes"]
+            rows.append(
+                [
+                    of_case["case"],
+                    method,
+                    *("" if r is None else f"{r:.2f}" for r in ratios),
+                    f"{first:.1f}",
+                    f"{peak[method] / peak['stock Keras']:.2f}",
+                ]
+            )
+    header = ["", "", "step", "step, CPU time", "first step, CPU s", "memory"]
+    return markdown(header, rows)
+
+
+def toxcast():
+    """As `python -m examples.molecules` prints it."""
+    return _molecules("toxcast.csv.gz")
+
+
+def tox21():
+    return _molecules("tox21.csv.gz")
+
+
+def _molecules(data):
+    found = lines(RESULTS / "molecules.jsonl")
+    return molecules.table([line for line in found if line["data"] == data])
 
 
 def solver(folder=RESULTS):
@@ -465,6 +501,9 @@ TABLES = {
     "conflict": conflict,
     "cost": cost,
     "many_tasks": many_tasks,
+    "columns": columns,
+    "toxcast": toxcast,
+    "tox21": tox21,
     "text": text,
     "compare_digits": compare_digits,
     "diagnosis_findings": diagnosis_findings,

@@ -32,7 +32,14 @@ if _keras.backend.backend() != "tensorflow":
         "keras is imported."
     )
 
-from keras_mgda import callbacks, datasets, pareto, weightings
+from keras_mgda import (
+    callbacks,
+    datasets,
+    losses,
+    metrics,
+    pareto,
+    weightings,
+)
 from keras_mgda.layers import GradientFork, SharedRepresentation
 from keras_mgda.linalg.gram import gram_matrix
 from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
@@ -60,6 +67,8 @@ __all__ = [
     "diagnose",
     "export_saved_model",
     "gram_matrix",
+    "losses",
+    "metrics",
     "min_norm_point",
     "pareto",
     "problems",

@@ -47,6 +47,7 @@ from keras_mgda.descent.verified import TOLERANCE
 from keras_mgda.internals import Functional
 from keras_mgda.linalg.min_norm import min_norm_point
 from keras_mgda.model import MGDAModel
+from keras_mgda.training.column_heads import noted_logits
 
 Array = npt.NDArray[np.float64]
 
@@ -617,7 +618,10 @@ class _Look:
 
     def _of_batch(self, x: Any, y: Any, sample_weight: Any) -> Any:
         model = self._model
-        with record_forward_pass() as forward:
+        with (
+            record_forward_pass() as forward,
+            noted_logits(forward, model._last_layers),
+        ):
             y_pred = model(x, training=True)
             total_loss = model.compute_loss(x, y, y_pred, sample_weight)
         with record_forward_pass() as others:
@@ -625,8 +629,8 @@ class _Look:
                 lambda leaf: tf.roll(leaf, 1, axis=0), y_pred
             )
             model.compute_loss(x, y, rolled, sample_weight)
-        forward.complete(model.task_names)
-        others.complete(model.task_names)
+        forward.complete(model._descent.output_names)
+        others.complete(model._descent.output_names)
         variables = model.trainable_variables
         scale = model.optimizer.scale_loss(tf.ones([]))
         seeds, _ = of_total_loss(forward, variables, total_loss, scale)
@@ -675,10 +679,10 @@ class _Look:
 
 
 def _mean_losses(forward: ForwardPass) -> tf.Tensor:
-    return tf.stack(
+    return forward.by_task(
         [
-            tf.cast(tf.add_n(of_task), tf.float32)
-            for of_task in forward.task_losses.values()
+            tf.cast(tf.add_n(of_output), tf.float32)
+            for of_output in forward.task_losses.values()
         ]
     )
 
@@ -690,13 +694,22 @@ def _num_labels(
     tasks = model.task_names
     if model._labels is None:
         return tf.ones([len(tasks)]), tf.ones([len(tasks)])
+
+    def flat(by_output: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf.concat([tf.reshape(n, [-1]) for n in by_output.values()], 0)
+
     found = model._labels.find(y, y_pred, sample_weight)
     counts = model._labels.counts(found, y_pred)
-    all_of = {t: tf.cast(tf.size(f.mask), tf.float32) for t, f in found.items()}
-    return (
-        tf.stack([counts[task] for task in tasks]),
-        tf.stack([all_of.get(task, counts[task]) for task in tasks]),
-    )
+    whole = {
+        output: tf.fill(
+            tf.shape(counts[output]),
+            tf.cast(
+                tf.size(of_output.mask) / tf.size(counts[output]), tf.float32
+            ),
+        )
+        for output, of_output in found.items()
+    }
+    return flat(counts), flat(counts | whole)
 
 
 def _gram_at_z(gradients: TaskGradients) -> tf.Tensor | None:

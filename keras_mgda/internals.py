@@ -121,6 +121,24 @@ def keras_mask(tensor: tf.Tensor) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
+def expand_last(tensor: tf.Tensor) -> tf.Tensor:
+    """`[..., m]` as `[..., m, 1]`, with the logits that it was made from.
+
+    Keras notes them on the output of a sigmoid, from where its crossentropy
+    takes them, for precision. It finds those of TensorFlow's operation, too.
+    Can go when Keras does without.
+    """
+    expanded = tf.expand_dims(tensor, -1)
+    logits = getattr(tensor, "_keras_logits", None)
+    if logits is None and not tf.executing_eagerly():
+        operation = getattr(tensor, "op", None)
+        if operation is not None and operation.type == "Sigmoid":
+            logits = operation.inputs[0]
+    if logits is not None:
+        expanded._keras_logits = tf.expand_dims(logits, -1)
+    return expanded
+
+
 def flatten_logs(model: keras.Model, logs: Mapping[str, Any]) -> Any:
     """The list that `train_on_batch` returns for these logs."""
     return model._flatten_metrics_in_order(dict(logs))

@@ -35,8 +35,10 @@ from keras_mgda.internals import (
     put_functional_bases,
 )
 from keras_mgda.training import tasks
+from keras_mgda.training.column_heads import find_last_layers, noted_logits
 from keras_mgda.training.labels import (
     Labels,
+    each_a_task,
     in_structure,
     markers_by_task,
     with_zeros,
@@ -163,7 +165,8 @@ class MGDAModel(keras.Model):
         Args:
             optimizer: as in Keras.
             loss: a dict that gives every output its loss, as Keras takes them;
-                `None` for an output that is no task.
+                `None` for an output that is no task, and a
+                `keras_mgda.losses.PerColumn` for one whose columns are tasks.
             loss_weights: as in Keras.
             metrics: as in Keras.
             weighted_metrics: as in Keras; not with `unlabelled`.
@@ -213,7 +216,7 @@ class MGDAModel(keras.Model):
                 `gradients` is. A task without labels in the batch that is
                 weighed has the weight zero until the next one is.
             unlabelled: the value that stands for a missing label: `"nan"`, a
-                number such as -1, or a dict that gives each task its own.
+                number such as -1, or a dict that gives each output its own.
                 `None` there stands for labels that are missing by sample
                 weight zero alone; without sample weights all are there.
                 Losses and metrics of a task then count its labelled examples
@@ -229,8 +232,13 @@ class MGDAModel(keras.Model):
         outputs = self.output if isinstance(self, Functional) else None
         by_output = tasks.task_losses(loss, outputs)
         losses = tasks.of_loss(by_output)
-        task_names = list(losses)
-        markers = markers_by_task(unlabelled, task_names)
+        task_names = tasks.names(by_output)
+        columns = tasks.columns(by_output)
+        markers = markers_by_task(unlabelled, list(losses))
+        last_layers = find_last_layers(
+            self,
+            {name: len(loss.known_names) for name, loss in columns.items()},
+        )
         # Keras would track it, and take the metrics in it once more.
         given = {"loss": loss, "metrics": metrics, "unlabelled": unlabelled}
         object.__setattr__(self, "_given", given)
@@ -249,6 +257,7 @@ class MGDAModel(keras.Model):
             descent = Descent(
                 self,
                 task_names,
+                list(losses),
                 weighting=weighting,
                 gradients=gradients,
                 verify=verify,
@@ -269,7 +278,10 @@ class MGDAModel(keras.Model):
             )
             update = Update(task_names)
             loss_logs = LossLogs(
-                loss_weights_by_task(loss_weights, list(by_output), task_names)
+                loss_weights_by_task(
+                    loss_weights, list(by_output), list(losses)
+                ),
+                columns,
             )
         check_strategy(self)
         check_scope(self)
@@ -277,10 +289,12 @@ class MGDAModel(keras.Model):
         self._loss_by_output = by_output
         self._task_names = task_names
         self._descent = descent
-        self._labels = None if markers is None else Labels(markers)
+        self._labels = None if markers is None else Labels(markers, columns)
         # None of these is a part of the model's state.
         object.__setattr__(self, "_update", update)
         object.__setattr__(self, "_loss_logs", loss_logs)
+        object.__setattr__(self, "_columns", columns)
+        object.__setattr__(self, "_last_layers", last_layers)
         # Saved and loaded with the model as its optimizer is, and as little one
         # of its layers: `get_weights` stays that of the plain Keras model.
         for name, state in descent.states.items():
@@ -288,9 +302,15 @@ class MGDAModel(keras.Model):
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks, in the order in which `loss` names them."""
+        """The tasks, in the order in which `loss` names them, and columns."""
         self._require_compiled()
         return list(self._task_names)
+
+    @property
+    def column_names(self) -> dict[str, list[str]]:
+        """`{output: tasks}` of outputs whose columns are tasks, if compiled."""
+        columns = self._columns if self.compiled else {}
+        return {o: list(loss.known_names) for o, loss in columns.items()}
 
     @property
     def weighting(self) -> Weighting:
@@ -341,7 +361,10 @@ class MGDAModel(keras.Model):
         check_replica(self, x)
         looks_back = self._descent.config["verify"] == "step"
         taken = TakenStep(self) if looks_back else None
-        with record_forward_pass() as forward:
+        with (
+            record_forward_pass() as forward,
+            noted_logits(forward, self._last_layers),
+        ):
             y_pred, total_loss = self._forward(x, y, sample_weight)
         # The loss of the batch, not of the replica, as in the stock step.
         loss_tracker(self).update_state(
@@ -393,22 +416,20 @@ class MGDAModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> tf.Tensor:
-        if self._labels is None:
+        if self._labels is None and not self._columns:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        labels = self._labels.find(y, y_pred, sample_weight)
-        num_labels = self._labels.counts(labels, y_pred)
-        forward = current_forward_pass()
-        if forward is not None:
-            forward.num_labels = num_labels
-        weights = {t: found.sample_weight for t, found in labels.items()}
+        num_labels: Mapping[str, tf.Tensor] = {}
+        if self._labels is not None:
+            labels = self._labels.find(y, y_pred, sample_weight)
+            num_labels = self._labels.counts(labels, y_pred)
+            forward = current_forward_pass()
+            if forward is not None:
+                forward.num_labels = dict(num_labels)
+            y = with_zeros(y, labels)
+            weights = {t: found.sample_weight for t, found in labels.items()}
+            sample_weight = in_structure(y_pred, weights)
         with collected_losses() as task_losses:
-            loss = super().compute_loss(
-                x,
-                with_zeros(y, labels),
-                y_pred,
-                in_structure(y_pred, weights),
-                training,
-            )
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         self._loss_logs.update(
             task_losses, num_labels, _batch_size(y_pred if x is None else x)
         )
@@ -417,12 +438,19 @@ class MGDAModel(keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
+        if self._columns and not isinstance(y, Mapping):
+            y = dict(zip(y_pred, keras.tree.flatten(y), strict=True))
         if self._labels is not None:
             labels = self._labels.find(y, y_pred, sample_weight)
             y = with_zeros(y, labels)
             masks = {task: found.mask for task, found in labels.items()}
-            self._labels.check_metrics(self._given["metrics"], y, y_pred)
             sample_weight = in_structure(y_pred, masks)
+        if self._columns:
+            y, y_pred = (
+                each_a_task(given, self._columns) for given in (y, y_pred)
+            )
+        if self._labels is not None:
+            self._labels.check_metrics(self._given["metrics"], y, y_pred)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def fit(
@@ -486,14 +514,14 @@ class MGDAModel(keras.Model):
             kwargs["callbacks"] = [*_listed(callbacks), same]
         with self._in_evaluation():
             logs = super().evaluate(*args, **kwargs)
-        if self._labels is not None:
-            for task in self._loss_logs.without_labels():
-                warnings.warn(
-                    f"The data of this evaluation hold no label of task "
-                    f"'{task}': its loss and its metrics are NaN, and it is no "
-                    "part of `loss`. Give labels, or monitor other metrics.",
-                    stacklevel=2,
-                )
+        without = self._labels and self._loss_logs.without_labels()
+        if without:
+            warnings.warn(
+                f"The data of this evaluation hold no label of "
+                f"{tasks.listed(without)}: the losses and metrics are NaN, and "
+                "no part of `loss`. Give labels, or monitor other metrics.",
+                stacklevel=2,
+            )
         return logs
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -512,7 +540,7 @@ class MGDAModel(keras.Model):
 
     def get_metrics_result(self) -> dict[str, Any]:
         logs = super().get_metrics_result()
-        if self._labels is None:
+        if self._labels is None and not self._columns:
             return logs
         return self._loss_logs.correct(logs, self._metrics_by_task(logs))
 
@@ -528,10 +556,11 @@ class MGDAModel(keras.Model):
         results = [metric.result() for metric in self.metrics]
         given = [r for r in results if isinstance(r, Mapping)]
         names = logs.keys() & {name for result in given for name in result}
-        if len(self._task_names) == 1:
-            return dict.fromkeys(names, self._task_names[0])
+        outputs = list(tasks.of_loss(self._loss_by_output))
+        if len(outputs) == 1:
+            return dict.fromkeys(names, outputs[0])
         by_task = {}
-        for task in sorted(self._task_names, key=len):  # "a_b" after "a"
+        for task in sorted(outputs, key=len):  # "a_b" after "a"
             for name in names:
                 if name.startswith(f"{task}_"):
                     by_task[name] = task

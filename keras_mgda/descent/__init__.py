@@ -16,9 +16,10 @@ in the order in which it runs:
    `sum_t w_t dL_t/dtheta`; with `theta` in step 3, one for each task.
 6. `MGDAModel.train_step` applies it, once, with the gradients of the heads.
 
-Beside that, `encoder_layers` and `verified` hold two more choices for step 3,
-`kept_weights` skips steps 3 and 4 in some steps, and `descent` joins all by the
-settings of `compile`.
+Where tasks are the columns of one output, `columns` makes step 2 and the Gram
+matrix of step 3 a closed form. `encoder_layers` and `verified` hold two more
+choices for step 3, `kept_weights` skips steps 3 and 4 in some steps, and
+`descent` joins all by the settings of `compile`.
 
 References:
     Sener & Koltun, 2018. https://arxiv.org/abs/1810.04650

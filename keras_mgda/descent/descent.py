@@ -62,6 +62,7 @@ class Descent:
     Args:
         model: that is trained.
         task_names: of the `m` tasks, in order.
+        output_names: of the outputs that these are, or are columns of.
         weighting: as in `MGDAModel.compile`, as the others are.
         gradients: which task gradients the weighting sees.
         verify: what is looked at.
@@ -71,6 +72,7 @@ class Descent:
 
     Attributes:
         weighting: the one that was given, built for these tasks.
+        output_names: as given.
         config: the rest, as `compile` takes it again.
         task_weights: `[m]`, a variable: those of the last step.
         gram: `[m, m]`, a variable: what these were chosen by; NaN if they
@@ -88,6 +90,7 @@ class Descent:
         self,
         model: keras.Model,
         task_names: Sequence[str],
+        output_names: Sequence[str],
         *,
         weighting: Any,
         gradients: Gradients,
@@ -111,6 +114,7 @@ class Descent:
             else along_representation  # to look at, not to choose by
         )
         self._task_names = list(task_names)
+        self.output_names = list(output_names)
         self._kept = (
             KeptWeights(update_every, len(task_names))
             if update_every > 1
@@ -216,15 +220,14 @@ class Descent:
             loss_scale: `[]`, what the gradients are to be multiplied by. The
                 weighting sees them without.
         """
-        forward.complete(self._task_names)
+        forward.complete(self.output_names)
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:
-            shares = replica_shares(list(forward.num_labels.values()))
+            num_labels = forward.by_task(list(forward.num_labels.values()))
+            shares = forward.by_output(replica_shares(num_labels))
             seeds = [
-                [seed * tf.cast(share, seed.dtype) for seed in of_task]
-                for of_task, share in zip(
-                    seeds, tf.unstack(shares), strict=True
-                )
+                [seed * tf.cast(share, seed.dtype) for seed in of_output]
+                for of_output, share in zip(seeds, shares, strict=True)
             ]
         task_losses = _weighted_losses(forward, seeds) / loss_scale
         if self.weighting.uses_losses:
@@ -433,17 +436,15 @@ def _weighted_losses(
     forward: ForwardPass, seeds: Sequence[list[tf.Tensor]]
 ) -> tf.Tensor:
     """`[m]`, float32: the task losses as they enter the total loss."""
-    return tf.stack(
+    return forward.by_task(
         [
             tf.add_n(
                 [
                     tf.cast(loss, tf.float32) * tf.cast(seed, tf.float32)
-                    for loss, seed in zip(of_task, seeds_of_task, strict=True)
+                    for loss, seed in zip(of_output, seeds_of, strict=True)
                 ]
             )
-            for of_task, seeds_of_task in zip(
-                losses(forward), seeds, strict=True
-            )
+            for of_output, seeds_of in zip(losses(forward), seeds, strict=True)
         ]
     )
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mgda.descent.columns import RowBlocks
 from keras_mgda.descent.encoder_layers import FindLayers
 from keras_mgda.descent.encoder_products import jacobian, pull_back
 from keras_mgda.descent.forward import ForwardPass, values
@@ -165,8 +166,13 @@ def gram_of_representation(gradients: TaskGradients) -> tf.Tensor:
     """Over `Z`, batch axis and all, and over what does not pass it."""
     m = gradients.num_tasks
     gram = tf.zeros([m, m])
-    if gradients.at_z:
-        gram = sum_over_replicas(jacobian_gram(gradients.at_z))
+    blocks = [rows for rows in gradients.at_z if isinstance(rows, RowBlocks)]
+    stacked = [r for r in gradients.at_z if not isinstance(r, RowBlocks)]
+    if stacked or blocks:
+        grams = [rows.gram() for rows in blocks]
+        if stacked:
+            grams.append(jacobian_gram(stacked))
+        gram = sum_over_replicas(tf.add_n(grams))
     if gradients.past_z:
         gram += _gram(gradients.past_z)
     return gram
@@ -278,10 +284,10 @@ def along_losses(
     through the heads alone.
     """
     readers = find_readers(forward, variables)
-    weights = tf.unstack(tf.cast(task_weights, tf.float32))
+    task_weights = tf.cast(task_weights, tf.float32)
 
     def of_losses(
-        factors: list[tf.Tensor], chosen: list[int], *, past_z: bool = False
+        factors: tf.Tensor, chosen: list[int], *, past_z: bool = False
     ) -> list[Any]:
         # A tape walks through the encoder, even if nobody asks for it.
         gate = forward.encoder_gate
@@ -290,12 +296,14 @@ def along_losses(
                 losses(forward),
                 values([variables[i] for i in chosen]),
                 [
-                    [seed * tf.cast(factor, seed.dtype) for seed in of_task]
-                    for of_task, factor in zip(seeds, factors, strict=True)
+                    [seed * tf.cast(factor, seed.dtype) for seed in of_output]
+                    for of_output, factor in zip(
+                        seeds, forward.by_output(factors), strict=True
+                    )
                 ],
             )
 
-    found = of_losses(weights, list(range(len(variables))))
+    found = of_losses(task_weights, list(range(len(variables))))
     heads = [
         i
         for i, gradient in enumerate(found)
@@ -304,13 +312,18 @@ def along_losses(
     weighted = [dense(found[i]) for i in heads]
 
     def divided() -> list[tf.Tensor]:
-        own = [weights[readers.owner(i)] for i in heads]
+        # A kernel whose columns are tasks by a weight for each of them.
+        owners = [readers.owners(i) for i in heads]
+        own = [
+            tf.gather(task_weights, of_i if len(of_i) > 1 else of_i[0])
+            for of_i in owners
+        ]
         return [
             g / tf.cast(w, g.dtype) for g, w in zip(weighted, own, strict=True)
         ]
 
     def again() -> list[tf.Tensor]:
-        ones = [tf.ones([])] * len(weights)
+        ones = tf.ones_like(task_weights)
         past_z = not readers.branches
         return list(map(dense, of_losses(ones, heads, past_z=past_z)))
 

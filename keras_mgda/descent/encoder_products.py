@@ -18,6 +18,7 @@ from keras_mgda.descent.task_gradients import (
     TableRows,
     TaskGradients,
     dense,
+    dense_rows,
 )
 from keras_mgda.distribution.replicas import num_replicas, without_collectives
 
@@ -103,6 +104,7 @@ def jacobian(
     if not (sources and gradients.at_z):
         return {}
     tables = _tables(forward, sources)
+    at_z = list(map(dense_rows, gradients.at_z))
     inside: set[int] = set()
 
     def of_one_task(of_task: list[tf.Tensor]) -> list[Any]:
@@ -121,12 +123,12 @@ def jacobian(
 
     # Either way the backward pass is traced once.
     with without_collectives("the encoder with these `gradients`"):
-        if at_once and not tables and _can_vectorize(forward):
-            of_tasks = tf.vectorized_map(of_one_task, gradients.at_z)
+        if at_once and not tables and forward.can_vectorize():
+            of_tasks = tf.vectorized_map(of_one_task, at_z)
         else:
             of_tasks = tf.map_fn(
                 of_one_task,
-                gradients.at_z,
+                at_z,
                 fn_output_signature=[
                     (
                         tf.TensorSpec([None], tf.int64),
@@ -173,11 +175,3 @@ def _tables(forward: ForwardPass, sources: Sequence[tf.Variable]) -> set[int]:
 
     tf.function(look, autograph=False).get_concrete_function()  # never run
     return found
-
-
-def _can_vectorize(forward: ForwardPass) -> bool:
-    """Not eager code, each time anew, nor loops: XLA cannot compile that."""
-    return not tf.executing_eagerly() and not any(
-        op.type.endswith("While") or op.type.startswith("TensorList")
-        for op in forward.graph.get_operations()
-    )

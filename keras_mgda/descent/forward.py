@@ -64,8 +64,29 @@ class Representation(NamedTuple):
     group: Any
 
 
+class ColumnHead(NamedTuple):
+    """The last layer of an output whose columns are tasks: `X W + b`.
+
+    Attributes:
+        logits: `[b, ..., m]`, what the layer computes; a column's loss depends
+            on that column alone.
+        kernel: `W`, as the layer read it, in its precision.
+        variables: the kernel `W [d, m]`, and `b [m]` if there is one.
+        of_z: the mark whose tensor of `Z` is `X`; `None` if other layers stand
+            between.
+    """
+
+    logits: tf.Tensor
+    kernel: tf.Tensor
+    variables: Sequence[keras.Variable]
+    of_z: Any
+
+
 class ForwardPass:
     """The shared representation and the task losses of one forward pass.
+
+    An output is one task, with losses `[]`, or `m` tasks that are its columns,
+    with losses `[m]`.
 
     Attributes:
         tape: the persistent tape that watched the forward pass.
@@ -73,11 +94,12 @@ class ForwardPass:
             met.
         read_before: the TensorFlow variables that were read before the last
             of them was. All variables of the encoder are among them.
-        task_losses: `{task: losses}`, each `[]` and before `loss_weights`; one,
-            unless `compute_loss` computes it more than once.
+        task_losses: `{output: losses}`, each before `loss_weights`; one, unless
+            `compute_loss` computes it more than once.
         summands: the same values as they entered the total loss.
-        num_labels: `{task: []}`, how many examples of this replica's batch
-            are labelled; empty if nobody counts them.
+        num_labels: `{output: number}`, how many examples of this replica's
+            batch are labelled for each task; empty if nobody counts them.
+        column_heads: `{output: head}` of those whose columns are tasks.
         encoder_gate: shut between the heads and the encoder.
         loss_gate: shut between the total loss and the task losses.
     """
@@ -90,13 +112,40 @@ class ForwardPass:
         self.task_losses: dict[str, list[tf.Tensor]] = {}
         self.summands: dict[str, list[tf.Tensor]] = {}
         self.num_labels: dict[str, tf.Tensor] = {}
+        self.column_heads: dict[str, ColumnHead] = {}
         self.encoder_gate = Gate()
         self.loss_gate = Gate()
         self.marked_elsewhere = False
 
     @property
     def num_tasks(self) -> int:
-        return len(self.task_losses)
+        return sum(map(num_tasks_of, self.task_losses.values()))
+
+    @property
+    def output_of_task(self) -> list[str]:
+        """The output of each of the `m` tasks, in order."""
+        return [
+            output
+            for output, losses in self.task_losses.items()
+            for _ in range(num_tasks_of(losses))
+        ]
+
+    def by_output(self, of_tasks: tf.Tensor) -> list[tf.Tensor]:
+        """`[m]` as one tensor for each output, of the shape of its losses."""
+        losses = self.task_losses.values()
+        if not any(of_output[0].shape.rank for of_output in losses):
+            return tf.unstack(of_tasks)
+        parts = tf.split(of_tasks, list(map(num_tasks_of, losses)))
+        return [
+            tf.reshape(part, of_output[0].shape)
+            for part, of_output in zip(parts, losses, strict=True)
+        ]
+
+    def by_task(self, of_outputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The inverse of `by_output`."""
+        if not any(of_output.shape.rank for of_output in of_outputs):
+            return tf.stack(of_outputs)
+        return tf.concat([tf.reshape(v, [-1]) for v in of_outputs], axis=0)
 
     def mark_representation(self, encoded: tf.Tensor, group: Any) -> tf.Tensor:
         """Notes a tensor of `Z`; returns what the heads shall read."""
@@ -114,30 +163,39 @@ class ForwardPass:
         self.read_before = self.tape.watched_variables()
         return read
 
-    def mark_task_loss(self, task: str, loss: tf.Tensor) -> tf.Tensor:
-        """Notes a task's loss; returns what shall enter the total loss."""
+    def mark_task_loss(self, output: str, loss: tf.Tensor) -> tf.Tensor:
+        """Notes the loss of a task, or those of all columns of an output.
+
+        Returns:
+            What shall enter the total loss.
+        """
         self.tape.watch(loss)  # even if nothing is trained on its path
         summand = self.loss_gate(loss)
-        self.task_losses.setdefault(task, []).append(loss)
-        self.summands.setdefault(task, []).append(summand)
+        self.task_losses.setdefault(output, []).append(loss)
+        self.summands.setdefault(output, []).append(summand)
         return summand
 
-    def complete(self, task_names: Sequence[str]) -> None:
+    def mark_logits(self, output: str, head: ColumnHead) -> None:
+        """Notes where the columns of an output are computed."""
+        self.tape.watch(head.logits)  # even if nothing is trained before
+        self.column_heads[output] = head
+
+    def complete(self, outputs: Sequence[str]) -> None:
         """Puts the losses in this order, whichever Keras computed them in.
 
         Raises:
             ValueError: if the forward pass left out a task's loss.
         """
-        if set(self.task_losses) != set(task_names):
+        if set(self.task_losses) != set(outputs):
             raise ValueError(
                 "`compute_loss` must call the compiled loss of every task, as "
                 "`super().compute_loss(...)` does. Received: the tasks "
-                f"{list(task_names)}, calls for {list(self.task_losses)}."
+                f"{list(outputs)}, calls for {list(self.task_losses)}."
             )
-        self.task_losses = {task: self.task_losses[task] for task in task_names}
-        self.summands = {task: self.summands[task] for task in task_names}
+        self.task_losses = {name: self.task_losses[name] for name in outputs}
+        self.summands = {name: self.summands[name] for name in outputs}
         if self.num_labels:
-            self.num_labels = {t: self.num_labels[t] for t in task_names}
+            self.num_labels = {name: self.num_labels[name] for name in outputs}
 
     def require_representation(self) -> None:
         """Raises a `ValueError` unless the forward pass met a `Z`."""
@@ -182,6 +240,16 @@ class ForwardPass:
             # Traced, and never run.
             tf.function(look, autograph=False).get_concrete_function()
         return found
+
+    def can_vectorize(self) -> bool:
+        """Whether XLA could compile several backward passes side by side.
+
+        Not in eager code, each time anew, nor with loops in the forward pass.
+        """
+        return not tf.executing_eagerly() and not any(
+            op.type.endswith("While") or op.type.startswith("TensorList")
+            for op in self.graph.get_operations()
+        )
 
 
 class Repetition:
@@ -284,6 +352,11 @@ def mark_representation(tensors: Sequence[Any], group: Any) -> list[Any]:
         else:
             marked.append(forward.mark_representation(tensor, group))
     return marked
+
+
+def num_tasks_of(losses: Sequence[tf.Tensor]) -> int:
+    """One for a loss `[]`, and `m` for `[m]`."""
+    return int(losses[0].shape.num_elements())
 
 
 def values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:

@@ -1,7 +1,8 @@
 """Which tasks read what: the tensors of `Z`, and the variables.
 
 A variable that two or more tasks reach is shared, wherever it stands; one that
-a single task reaches is that task's own, a part of its head.
+a single task reaches is that task's own, a part of its head. Where tasks are
+the columns of one output, so is each column of the kernel that makes them.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ class Readers(NamedTuple):
             shared one, one of a head's own.
         past_z: for each variable those that reach it without passing `Z`.
         through_z: for each variable those that reach it through `Z`.
+        by_column: the variables whose columns, along the last axis, are the
+            tasks' own.
     """
 
     num_tasks: int
@@ -30,6 +33,7 @@ class Readers(NamedTuple):
     of_variables: list[list[int]]
     past_z: list[set[int]]
     through_z: list[set[int]]
+    by_column: frozenset[int] = frozenset()
 
     @property
     def branches(self) -> list[int]:
@@ -48,13 +52,18 @@ class Readers(NamedTuple):
 
         With one task the encoder is what lies before `Z`.
         """
+        if i in self.by_column:
+            return False
         if self.num_tasks == 1:
             return not self.past_z[i]
         return len(self.of_variables[i]) != 1
 
-    def owner(self, i: int) -> int | None:
-        """The one task whose head variable `i` is a part of."""
-        return None if self.is_shared(i) else self.of_variables[i][0]
+    def owners(self, i: int) -> list[int]:
+        """The task whose own variable `i` is, or the tasks of its columns.
+
+        None for what is shared.
+        """
+        return [] if self.is_shared(i) else self.of_variables[i]
 
 
 def find_readers(
@@ -65,12 +74,12 @@ def find_readers(
     return readers_of_reached(
         forward,
         variables,
-        [forward.reaching(of_task, sources) for of_task in losses(forward)],
+        [forward.reaching(of_output, sources) for of_output in losses(forward)],
     )
 
 
 def losses(forward: ForwardPass) -> list[list[Any]]:
-    """The losses of each task, in order."""
+    """The losses of each output, in order: of one task, or of its columns."""
     return list(forward.task_losses.values())
 
 
@@ -84,26 +93,63 @@ def readers_of_reached(
     Args:
         forward: the forward pass.
         variables: the trainable variables of the model.
-        reached: for each task, which tensors of `Z` and which variables.
+        reached: for each output, which tensors of `Z` and which variables.
+
+    Raises:
+        ValueError: if other tasks reach a kernel whose columns are tasks.
     """
+    tasks: dict[str, list[int]] = {}
+    for t, output in enumerate(forward.output_of_task):
+        tasks.setdefault(output, []).append(t)
     by_source = [
-        {t for t, reaches in enumerate(of_source) if reaches}
+        {
+            t
+            for of_output, reaches in zip(
+                tasks.values(), of_source, strict=True
+            )
+            if reaches
+            for t in of_output
+        }
         for of_source in zip(*reached, strict=True)
     ]
     num_tensors = len(forward.representations)
     of_z = _with_later_tensors(forward, by_source[:num_tensors])
     past_z = by_source[num_tensors:]
     through_z = _through_representation(forward, variables, of_z, past_z)
+    of_variables = [
+        sorted(past | through)
+        for past, through in zip(past_z, through_z, strict=True)
+    ]
+    by_column = set()
+    for output, head in forward.column_heads.items():
+        own = {id(variable) for variable in head.variables}
+        for i, variable in enumerate(variables):
+            if id(variable) in own:
+                _check_alone(output, variable, of_variables[i], tasks[output])
+                by_column.add(i)
     return Readers(
         forward.num_tasks,
         of_z,
-        [
-            sorted(past | through)
-            for past, through in zip(past_z, through_z, strict=True)
-        ],
+        of_variables,
         past_z,
         through_z,
+        frozenset(by_column),
     )
+
+
+def _check_alone(
+    output: str,
+    variable: keras.Variable,
+    found: Sequence[int],
+    expected: Sequence[int],
+) -> None:
+    if list(found) != list(expected):
+        raise ValueError(
+            "The last layer of an output whose columns are tasks must serve "
+            f"no other output. Received: the variable '{variable.path}' of "
+            f"output '{output}', which others reach, too. Give each output "
+            "a layer of its own."
+        )
 
 
 def _with_later_tensors(

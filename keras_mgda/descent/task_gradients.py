@@ -10,14 +10,16 @@ where `D_t` does not pass `Z`: it comes by a skip connection, or by a layer that
 several heads share. Without those `D_t` is zero.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_mgda.descent.forward import ForwardPass, values
-from keras_mgda.descent.readers import Readers, losses, readers_of_reached
+from keras_mgda.descent.columns import RowBlocks, through_columns
+from keras_mgda.descent.forward import ForwardPass, num_tasks_of, values
+from keras_mgda.descent.readers import Readers, readers_of_reached
 
 Gradient = Any  # tf.Tensor, tf.IndexedSlices or None
 
@@ -58,7 +60,7 @@ class TableRows(NamedTuple):
         return tf.stack(of_tasks)
 
 
-# The gradients of all tasks: `[m, ...]`, or a `TableRows`.
+# The gradients of all tasks: `[m, ...]`, a `TableRows` or a `RowBlocks`.
 Rows = Any
 
 
@@ -69,7 +71,8 @@ class TaskGradients(NamedTuple):
         forward: the forward pass that they started from.
         variables: the trainable variables of the model.
         readers: which tasks read what.
-        at_z: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`.
+        at_z: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`; a
+            `RowBlocks` where tasks are columns of a layer that reads it.
         past_z: `D_t`, `{variable index: rows}`, of the shared variables that
             some task reaches without passing `Z`.
         own: `{variable index: gradient}`, the plain gradient of the heads.
@@ -78,7 +81,7 @@ class TaskGradients(NamedTuple):
     forward: ForwardPass
     variables: Sequence[keras.Variable]
     readers: Readers
-    at_z: list[tf.Tensor]
+    at_z: list[Rows]
     past_z: dict[int, Rows]
     own: dict[int, Gradient]
 
@@ -106,21 +109,34 @@ def through_heads(
     Args:
         forward: the forward pass.
         variables: the trainable variables of the model.
-        seeds: for each task what its losses are multiplied by, each `[]`.
+        seeds: for each output what its losses are multiplied by, of the same
+            shapes.
     """
     reads = [z.read for z in forward.representations]
+    sources = reads + values(variables)
     found = [
-        forward.tape.gradient(of_task, reads + values(variables), seed)
-        for of_task, seed in zip(losses(forward), seeds, strict=True)
+        through_columns(forward, output, of_output, sources, seed)
+        if output in forward.column_heads
+        else forward.tape.gradient(of_output, sources, seed)
+        for (output, of_output), seed in zip(
+            forward.task_losses.items(), seeds, strict=True
+        )
     ]
     readers = readers_of_reached(
         forward,
         variables,
-        [[gradient is not None for gradient in of_task] for of_task in found],
+        [
+            [gradient is not None for gradient in of_output]
+            for of_output in found
+        ],
     )
     by_source = list(zip(*found, strict=True))
+    stack: Callable[..., Rows] = _stack
+    rows: Callable[..., Rows] = _rows
+    if forward.column_heads:
+        stack = rows = functools.partial(_stack_blocks, forward)
     at_z = [
-        _stack(gradients, like=read)
+        stack(gradients, read)
         for gradients, read in zip(by_source, reads, strict=False)
     ]
     past_z, own = {}, {}
@@ -128,7 +144,7 @@ def through_heads(
         if not readers.past_z[i]:
             continue
         if readers.is_shared(i):
-            past_z[i] = _rows(gradients, variables[i].value)
+            past_z[i] = rows(gradients, variables[i].value)
         else:
             own[i] = next(g for g in gradients if g is not None)
     branches = readers.branches
@@ -137,7 +153,9 @@ def through_heads(
             pulled = forward.tape.gradient(
                 [z.encoded for z in forward.representations],
                 values([variables[i] for i in branches]),
-                output_gradients=[tf.reduce_sum(g, axis=0) for g in at_z],
+                output_gradients=[
+                    combine(tf.ones([forward.num_tasks]), g) for g in at_z
+                ],
             )
         for i, gradient in zip(branches, pulled, strict=True):
             own[i] = add(own.get(i), gradient)
@@ -153,8 +171,8 @@ def of_total_loss(
     """Gradient of the total loss: at the task losses, and of all the rest.
 
     Returns:
-        For each task the derivatives of `loss_scale * total_loss` with respect
-        to its losses; and the gradient of the variables that comes from
+        For each output the derivatives of `loss_scale * total_loss` with
+        respect to its losses; and the gradient of the variables that comes from
         regularisation and `add_loss`, which belong to no task.
 
     Raises:
@@ -182,6 +200,8 @@ def combine(task_weights: tf.Tensor, rows: Rows) -> Gradient:
     if isinstance(rows, TableRows):
         values = combine(task_weights, rows.values)
         return tf.IndexedSlices(values, rows.indices, rows.shape)
+    if isinstance(rows, RowBlocks):
+        return rows.combine(task_weights)
     wide = tf.float32 if rows.dtype.size < 4 else rows.dtype
     total = tf.tensordot(tf.cast(task_weights, wide), tf.cast(rows, wide), 1)
     return tf.cast(total, rows.dtype)
@@ -223,8 +243,8 @@ def dense(gradient: Gradient) -> tf.Tensor:
 
 
 def dense_rows(rows: Rows) -> tf.Tensor:
-    """Rows that may be those of a table, as `[m, ...]`."""
-    return rows.dense() if isinstance(rows, TableRows) else rows
+    """Rows that may be those of a table, or of columns, as `[m, ...]`."""
+    return rows if isinstance(rows, tf.Tensor) else rows.dense()
 
 
 def _rows(by_task: Sequence[Gradient], variable: tf.Variable) -> Rows:
@@ -259,6 +279,27 @@ def _stack(by_task: Sequence[Gradient], like: Any) -> tf.Tensor:
     return stacked
 
 
+def _stack_blocks(
+    forward: ForwardPass, by_output: Sequence[Gradient | Rows], like: Any
+) -> Rows:
+    """The same where the columns of some outputs are rows already."""
+    blocks = []
+    for (output, of_output), rows in zip(
+        forward.task_losses.items(), by_output, strict=True
+    ):
+        m = num_tasks_of(of_output)
+        if rows is None:
+            rows = tf.zeros(tf.concat([[m], tf.shape(like)], 0), like.dtype)
+        elif output not in forward.column_heads:
+            rows = dense(rows)[None]
+        if isinstance(rows, tf.Tensor):
+            rows.set_shape([m, *like.shape])
+        blocks.append(rows)
+    if all(isinstance(block, tf.Tensor) for block in blocks):
+        return tf.concat(blocks, axis=0)
+    return RowBlocks(blocks, like)
+
+
 def check_representation(gradients: TaskGradients) -> None:
     """Raises a `ValueError` unless `Z` is where tasks part.
 
@@ -269,7 +310,7 @@ def check_representation(gradients: TaskGradients) -> None:
     """
     forward = gradients.forward
     forward.require_representation()
-    tasks = list(forward.task_losses)
+    tasks = forward.output_of_task
     for t, task in enumerate(tasks):
         if not any(t in of_tensor for of_tensor in gradients.readers.of_z):
             raise ValueError(
@@ -300,15 +341,15 @@ def check_representation(gradients: TaskGradients) -> None:
                 "A `SharedRepresentation` must be read by at least two tasks. "
                 f"Received: number {k + 1} of {len(forward.representations)}, "
                 f"of shape {tuple(read.shape)}, is read by "
-                f"{[tasks[t] for t in of_tensor] or 'none'}. Move it to where "
-                "the tasks part, or remove it."
+                f"{list(dict.fromkeys(tasks[t] for t in of_tensor)) or 'none'}."
+                " Move it to where the tasks part, or remove it."
             )
 
 
 def check_tasks_are_trained(gradients: TaskGradients) -> None:
     """Raises a `ValueError` if a task depends on nothing that is trained."""
     readers = gradients.readers
-    for t, task in enumerate(gradients.forward.task_losses):
+    for t, task in enumerate(gradients.forward.output_of_task):
         if not any(t in read for read in (*readers.of_z, *readers.past_z)):
             raise ValueError(
                 "Every task must depend on a trainable variable. Received: "

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_mgda.descent.columns import RowBlocks
 from keras_mgda.descent.directions import (
     Direction,
     Verification,
@@ -294,7 +295,9 @@ def derivatives(
         ]
         return tf.add_n(
             [
-                tf.linalg.matvec(
+                rows.along(vector)
+                if isinstance(rows, RowBlocks)
+                else tf.linalg.matvec(
                     tf.cast(tf.reshape(rows, [m, -1]), tf.float32),
                     tf.cast(tf.reshape(vector, [-1]), tf.float32),
                 )

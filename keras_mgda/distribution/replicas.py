@@ -6,7 +6,7 @@ replicas of `b` examples train as one of `r b` does.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -33,13 +33,12 @@ def num_replicas() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
-def replica_shares(counts: Sequence[tf.Tensor]) -> tf.Tensor:
+def replica_shares(own: tf.Tensor) -> tf.Tensor:
     """`[m]`: the `r N / N'` of a replica that has `N` of all the `N'`.
 
     Means over the replicas' parts, weighted by these and summed as gradients
     are, with `1 / r`, are means over the whole. Zero where `N'` is.
     """
-    own = tf.stack(counts)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return tf.math.divide_no_nan(own * replicas, sum_over_replicas(own))
 

@@ -76,7 +76,10 @@ def export_saved_model(
             functional Keras model.
         postprocess: `{task: function}` from a task's output to the tensor to
             serve, or to a dict of them, served as `<task>_<key>`.
-        tasks: The tasks to serve. Defaults to all.
+        tasks: The tasks to serve. Defaults to all. Of an output whose columns
+            are tasks (`keras_mgda.losses.PerColumn`) these may be chosen
+            columns by name, each served as `[b, 1]`; by default it is served
+            as it is. `groups` may name those that are listed here.
         groups: `{signature: tasks}`, for signatures that answer with several
             of the tasks and run no other head, as `{"predict_ab": ["a", "b"]}`.
         warmup: Real rows to check and warm up with: `{input: array}`, or one

@@ -79,7 +79,8 @@ def forward(
     Args:
         model: A built model whose output is a flat dict of tensors.
         inputs: What a request holds.
-        tasks: The outputs to serve. `None` is all of them.
+        tasks: The outputs to serve, and columns that are tasks, which are
+            served as `[b, ..., 1]`. `None` is all outputs.
         postprocess: `{task: function}` from that output to a tensor, or to a
             dict of tensors, which are served as `<task>_<key>`.
 
@@ -94,11 +95,13 @@ def forward(
     ) -> tuple[Answers, list[tf.Tensor]]:
         outputs = _called(model, inputs, tensors)
         _check_outputs(outputs)
-        chosen = _chosen(outputs, tasks)
+        outputs = dict(outputs)
+        columns = _columns(model, outputs, tasks or [])
+        chosen = _chosen(outputs | columns, tasks)
         for task in postprocess or {}:
             _chosen(chosen, [task])
         served = {
-            name: _answer(name, outputs[task], (postprocess or {}).get(task))
+            name: _answer(name, chosen[task], (postprocess or {}).get(task))
             for task, name in served_names(chosen, "task").items()
         }
         served_names([n for task in served.values() for n in task], "output")
@@ -317,6 +320,18 @@ def _check_outputs(outputs: Any) -> None:
                 f"Received: {task!r}: {type(output).__name__}. Flatten nested "
                 "outputs, one key for each tensor."
             )
+
+
+def _columns(
+    model: keras.Model, outputs: Mapping[str, tf.Tensor], tasks: Sequence[str]
+) -> dict[str, tf.Tensor]:
+    """`{task: [b, ..., 1]}` of the tasks among these that are columns."""
+    return {
+        name: outputs[output][..., k : k + 1]
+        for output, names in getattr(model, "column_names", {}).items()
+        for k, name in enumerate(names)
+        if name in tasks and output in outputs
+    }
 
 
 def _chosen(

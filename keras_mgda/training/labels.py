@@ -10,13 +10,14 @@ Keras divides by the whole batch instead, so that a rarely labelled task has
 small gradients, to which MGDA would give a large weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_mgda.internals import keras_mask
+from keras_mgda.internals import expand_last, keras_mask
+from keras_mgda.losses import check_labels
 from keras_mgda.training import tasks
 
 Marker = str | float | None
@@ -31,7 +32,7 @@ class Labelled(NamedTuple):
             that of `y_pred` without its last axis. Float32.
         sample_weight: in the same shape; the mean over all losses under it is
             the mean over the labelled ones.
-        count: `[]`, how many are labelled.
+        count: `[]`, how many are labelled; `[m]` for tasks that are columns.
     """
 
     y_true: tf.Tensor
@@ -45,8 +46,10 @@ def find_labels(
     y_pred: tf.Tensor,
     sample_weight: tf.Tensor | None,
     marker: Marker,
+    *,
+    by_column: bool = False,
 ) -> Labelled:
-    """Which losses of a task count.
+    """Which losses of a task count, or of tasks that are columns of an output.
 
     Args:
         y_true: `[b, ...]`, labels.
@@ -56,6 +59,8 @@ def find_labels(
             several entries is missing if one of them is; none is in a dtype
             that has no such value. `None` if labels are missing by sample
             weight and mask alone.
+        by_column: whether each column of the last axis is a task, so that
+            every label has a loss of its own, and is counted in its column.
 
     Raises:
         ValueError: if the predictions have no axis but that of the batch.
@@ -69,14 +74,20 @@ def find_labels(
     present = ~_equals(y_true, marker)
     y_true = tf.where(present, y_true, tf.zeros_like(y_true))
 
-    if present.shape.rank == y_pred.shape.rank:
+    if by_column:
+        check_labels(y_true, y_pred)
+        present.set_shape(y_pred.shape)
+    elif present.shape.rank == y_pred.shape.rank:
         present = tf.reduce_all(present, axis=-1)
     if present.shape.is_compatible_with(y_pred.shape[:-1]):
         present.set_shape(y_pred.shape[:-1])
     mask = tf.cast(present, tf.float32)
+    # Of one task, or of one column.
+    axes = range(mask.shape.rank - by_column)
     # Keras divides by the number of losses, or of those under its own mask.
     mask_of_predictions = keras_mask(y_pred)
-    divisor = tf.cast(tf.size(mask), tf.float32)
+    sizes = [tf.shape(mask)[axis] for axis in axes]
+    divisor = tf.cast(tf.reduce_prod(sizes), tf.float32)
     if mask_of_predictions is not None:
         seen = tf.cast(mask_of_predictions, tf.float32)
         divisor = tf.reduce_sum(seen)
@@ -86,7 +97,7 @@ def find_labels(
         sample_weight = _expanded(tf.cast(sample_weight, tf.float32), mask)
         mask *= tf.cast(sample_weight != 0.0, tf.float32)
         scaled = mask * sample_weight
-    count = tf.reduce_sum(mask)
+    count = tf.reduce_sum(mask, list(axes))
     scaled *= tf.math.divide_no_nan(divisor, count)
     return Labelled(y_true, mask, scaled, count)
 
@@ -118,11 +129,15 @@ class Labels:
     """Finds the labels of a batch, by what `compile(unlabelled=...)` says.
 
     Args:
-        markers: `{task: the value of a missing label}`, see `find_labels`.
+        markers: `{output: the value of a missing label}`, see `find_labels`.
+        by_column: the outputs whose columns are tasks.
     """
 
-    def __init__(self, markers: Mapping[str, Marker]) -> None:
+    def __init__(
+        self, markers: Mapping[str, Marker], by_column: Collection[str] = ()
+    ) -> None:
         self.markers = markers
+        self._by_column = by_column
 
     def find(
         self, y: Any, y_pred: Any, sample_weight: Any
@@ -152,20 +167,28 @@ class Labels:
                     predictions[task],
                     weight,
                     marker,
+                    by_column=task in self._by_column,
                 )
         return found
 
     def counts(
         self, labels: Mapping[str, Labelled], y_pred: Any
     ) -> dict[str, tf.Tensor]:
-        """`{task: []}`: how many labels a task has, or examples without."""
+        """`{output: number}` of labels that a task has, or examples without.
+
+        `[m]` for an output whose columns are tasks.
+        """
         predictions = tasks.flatten(y_pred)
-        return {
-            task: labels[task].count
-            if task in labels
-            else tf.cast(tf.shape(predictions[task])[0], tf.float32)
-            for task in self.markers
-        }
+        found = {}
+        for task in self.markers:
+            if task in labels:
+                found[task] = labels[task].count
+                continue
+            size = tf.cast(tf.shape(predictions[task])[0], tf.float32)
+            if task in self._by_column:
+                size = tf.fill([predictions[task].shape[-1]], size)
+            found[task] = size
+        return found
 
     def check_metrics(self, metrics: Any, y: Any, y_pred: Any) -> None:
         """Raises unless metric functions have a value for each example.
@@ -200,6 +223,21 @@ def with_zeros(y: Any, labels: Mapping[str, Labelled]) -> Any:
     """The same labels, with zero for those that are missing."""
     return tasks.map_named(
         lambda name, given: labels[name].y_true if name in labels else given, y
+    )
+
+
+def each_a_task(structure: Any, by_column: Collection[str]) -> Any:
+    """`[b, ..., m]` as `[b, ..., m, 1]` for the outputs of these names.
+
+    So Keras's metrics see an example in each label.
+    """
+    return tasks.map_named(
+        lambda name, leaf: (
+            expand_last(tf.convert_to_tensor(leaf))
+            if name in by_column
+            else leaf
+        ),
+        structure,
     )
 
 

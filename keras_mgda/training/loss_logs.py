@@ -7,6 +7,9 @@ With `L_ti` the loss of example `i` for task `t`, an epoch's logs are
 
 with the loss weights `c_t`, whatever the batches and on any number of replicas.
 A task without any label has no loss and no metrics: NaN, and none in the sum.
+
+Of an output whose columns are tasks it is the sum over them, `{output}_loss =
+sum_t c_t L_t`, beside `{output}_mean_loss` and `{output}_worst_loss`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_mgda.losses import PerColumn
+
 
 class LossLogs:
     """The losses of an epoch, task by task. Not a part of a model's state.
@@ -22,14 +27,25 @@ class LossLogs:
     To be made in the scope of the strategy that trains.
 
     Args:
-        loss_weights: `{task: c_t}`.
+        loss_weights: `{output: c}`.
+        columns: `{output: its loss}` of those whose columns are tasks.
     """
 
-    def __init__(self, loss_weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        loss_weights: Mapping[str, float],
+        columns: Mapping[str, PerColumn] | None = None,
+    ) -> None:
         self._loss_weights = dict(loss_weights)
+        self._columns = dict(columns or {})
         # By labels, as they are logged; by examples, as Keras adds them up.
-        self._by_labels = {t: keras.metrics.Mean() for t in loss_weights}
-        self._by_examples = {t: keras.metrics.Mean() for t in loss_weights}
+        self._by_labels = {t: self._tracker(t) for t in loss_weights}
+        self._by_examples = {t: self._tracker(t) for t in loss_weights}
+
+    def _tracker(self, output: str) -> keras.metrics.Metric:
+        if output not in self._columns:
+            return keras.metrics.Mean()
+        return _MeanOfColumns(len(self._columns[output].known_names))
 
     def update(
         self,
@@ -38,20 +54,32 @@ class LossLogs:
         num_examples: tf.Tensor,
     ) -> None:
         """Notes the losses of a batch, or of a replica's part of it."""
-        for task, of_task in task_losses.items():
-            loss = tf.add_n(list(of_task)) / len(of_task)
+        for output, of_output in task_losses.items():
+            loss = tf.add_n(list(of_output)) / len(of_output)
             # Keras divides by the number of replicas, for gradients add up.
             loss *= tf.distribute.get_strategy().num_replicas_in_sync
-            self._by_labels[task].update_state(loss, num_labels[task])
-            self._by_examples[task].update_state(loss, num_examples)
+            count = num_labels.get(output, num_examples)
+            self._by_labels[output].update_state(loss, count)
+            self._by_examples[output].update_state(loss, num_examples)
 
     def reset(self) -> None:
         for tracker in (*self._by_labels.values(), *self._by_examples.values()):
             tracker.reset_state()
 
     def without_labels(self) -> list[str]:
-        """The tasks of which no label was met."""
-        return [t for t, m in self._by_labels.items() if float(m.count) == 0.0]
+        """The outputs and columns of which no label was met."""
+        found = []
+        for output, tracker in self._by_labels.items():
+            counts = keras.ops.convert_to_numpy(tracker.count).reshape(-1)
+            names = [output]
+            if output in self._columns:
+                names = self._columns[output].known_names
+            found += [
+                name
+                for name, count in zip(names, counts, strict=True)
+                if count == 0.0
+            ]
+        return found
 
     def correct(
         self, logs: Mapping[str, Any], metrics_by_task: Mapping[str, str]
@@ -60,24 +88,80 @@ class LossLogs:
 
         Args:
             logs: `{name: value}`.
-            metrics_by_task: `{name in logs: task}`, whose metrics these are.
+            metrics_by_task: `{name in logs: output}`, whose metrics these are.
         """
         corrected = dict(logs)
-        is_labelled = {t: m.count > 0.0 for t, m in self._by_labels.items()}
-        for task, tracker in self._by_labels.items():
-            value = tracker.result()
+        is_labelled = {
+            output: tf.reduce_any(tracker.count > 0.0)
+            for output, tracker in self._by_labels.items()
+        }
+        for output, tracker in self._by_labels.items():
+            value = self._total(output, tracker)
             if "loss" in logs:
-                added = value - self._by_examples[task].result()
-                corrected["loss"] += self._loss_weights[task] * added
-            if (name := f"{task}_loss") in logs:
+                added = value - self._total(output, self._by_examples[output])
+                corrected["loss"] += self._loss_weights[output] * added
+            if (name := f"{output}_loss") in logs:
                 corrected[name] = tf.where(
-                    is_labelled[task], value, float("nan")
+                    is_labelled[output], value, float("nan")
                 )
+            if output in self._columns:
+                corrected |= self._of_columns(output, tracker)
         for name, task in metrics_by_task.items():
             value = tf.convert_to_tensor(logs[name])
             missing = tf.cast(float("nan"), value.dtype)
             corrected[name] = tf.where(is_labelled[task], value, missing)
         return corrected
+
+    def _total(self, output: str, tracker: keras.metrics.Metric) -> tf.Tensor:
+        value = tracker.result()
+        if output in self._columns:
+            return self._columns[output].total(value)
+        return value
+
+    def _of_columns(
+        self, output: str, tracker: keras.metrics.Metric
+    ) -> dict[str, tf.Tensor]:
+        """The mean and the worst of the labelled tasks, and those asked for."""
+        loss = self._columns[output]
+        values, has_labels = tracker.result(), tracker.count > 0.0
+        number = tf.reduce_sum(tf.cast(has_labels, values.dtype))
+        nothing = tf.cast(float("nan"), values.dtype)
+        lowest = tf.where(has_labels, values, values.dtype.min)
+        worst = tf.where(number > 0, tf.reduce_max(lowest), nothing)
+        logs = {
+            f"{output}_mean_loss": tf.reduce_sum(values) / number,
+            f"{output}_worst_loss": worst,
+        }
+        values = tf.where(has_labels, values, nothing)
+        for task in loss.log:
+            k = loss.known_names.index(task)
+            logs[f"{task}_loss"] = values[k]
+        return logs
+
+
+class _MeanOfColumns(keras.metrics.Metric):
+    """A mean for each column, of values `[m]` with weights `[m]`, or `[]`."""
+
+    def __init__(self, m: int) -> None:
+        super().__init__()
+        self._sum = self.add_variable([m], "zeros", name="total")
+        self._count = self.add_variable([m], "zeros", name="count")
+
+    @property
+    def count(self) -> tf.Tensor:
+        return tf.convert_to_tensor(self._count)
+
+    def update_state(self, values: tf.Tensor, weight: tf.Tensor) -> None:
+        weight = tf.cast(weight, self.dtype) + tf.zeros_like(self.count)
+        values = tf.cast(values, self.dtype)
+        # What has no labels has no loss either, be it NaN.
+        self._sum.assign_add(tf.math.multiply_no_nan(values, weight))
+        self._count.assign_add(weight)
+
+    def result(self) -> tf.Tensor:
+        return tf.math.divide_no_nan(
+            tf.convert_to_tensor(self._sum), self.count
+        )
 
 
 def loss_weights_by_task(

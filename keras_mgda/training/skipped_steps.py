@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_mgda.descent.directions import Direction
-from keras_mgda.descent.forward import ForwardPass
+from keras_mgda.descent.forward import ForwardPass, num_tasks_of
 from keras_mgda.descent.readers import Readers, losses
 from keras_mgda.distribution.replicas import sum_over_replicas
+from keras_mgda.training.tasks import listed
 
 
 class SkippedSteps:
@@ -27,9 +28,17 @@ class SkippedSteps:
         self._without_labels = _counter([])
         self._overflown = _counter([])
         self._at_place = _counter([len(self._places)])
+        self._task_names = list(task_names)
+        self._with_labels = _counter([len(task_names)])
 
     def add_without_labels(self, happened: tf.Tensor) -> None:
         self._without_labels.assign_add(tf.cast(happened, tf.int32))
+
+    def add_labels(self, has_labels: tf.Tensor) -> None:
+        """Notes which tasks, `[m]`, had labels in a step."""
+        self._with_labels.assign(
+            tf.maximum(self._with_labels, tf.cast(has_labels, tf.int32))
+        )
 
     def add_overflow(
         self, forward: ForwardPass, direction: Direction, readers: Readers
@@ -60,7 +69,24 @@ class SkippedSteps:
                 "are normal. If they go on, look for large or non-finite "
                 "labels, or give the layers there the dtype 'float32'."
             )
-        for variable in (self._without_labels, self._overflown, self._at_place):
+        with_labels = self._with_labels.numpy()
+        if with_labels.any() and not with_labels.all():
+            without = [
+                name
+                for name, met in zip(self._task_names, with_labels, strict=True)
+                if not met
+            ]
+            messages.append(
+                f"The training data held no label of {listed(without)}: what "
+                "is theirs alone was not trained. Give labels, or leave these "
+                "tasks out."
+            )
+        for variable in (
+            self._without_labels,
+            self._overflown,
+            self._at_place,
+            self._with_labels,
+        ):
             variable.assign(tf.zeros_like(variable))
         return messages
 
@@ -84,21 +110,28 @@ def _overflown(
         `[m + 1]`, bool, for the tasks and the encoder; `[]`, whether any
         gradient is not finite.
     """
-    m = len(task_losses)
-    owners = map(readers.owner, range(len(direction.gradients)))
+    m = readers.num_tasks
+    # Where it is, and how many values are not finite there.
+    computed, first = [], 0
+    for of_output in task_losses:
+        tasks = list(range(first, first := first + num_tasks_of(of_output)))
+        computed += [(tasks, _not_finite(loss, tasks)) for loss in of_output]
+    places = [
+        readers.owners(i) or [m] for i in range(len(readers.of_variables))
+    ]
     owned = [
-        (m if owner is None else owner, gradient)
-        for gradient, owner in zip(direction.gradients, owners, strict=True)
+        (place, _not_finite(gradient, place))
+        for place, gradient in zip(places, direction.gradients, strict=True)
         if gradient is not None
     ]
-    computed = [
-        (t, loss) for t, losses in enumerate(task_losses) for loss in losses
-    ]
-    counts = tf.stack([_not_finite(value) for _, value in computed + owned])
-    places = [place for place, _ in computed + owned]
-    at_place = tf.math.unsorted_segment_sum(counts, places, m + 1)
-    skipped = tf.reduce_sum(counts[len(computed) :], keepdims=True)
-    counts = sum_over_replicas(tf.concat([at_place, skipped], 0))
+    both = computed + owned
+    at_place = tf.math.unsorted_segment_sum(
+        tf.concat([counts for _, counts in both], 0),
+        [task for place, _ in both for task in place],
+        m + 1,
+    )
+    skipped = tf.add_n([tf.reduce_sum(counts) for _, counts in owned])
+    counts = sum_over_replicas(tf.concat([at_place, skipped[None]], 0))
     found = counts > 0
     of_tasks = found[:m]
     if direction.gram is not None:
@@ -108,7 +141,13 @@ def _overflown(
     return tf.concat([of_tasks, encoder[None]], 0), found[m + 1]
 
 
-def _not_finite(value: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
-    """`[]`, 1 or 0."""
-    values = getattr(value, "values", value)
-    return 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(values)), tf.float32)
+def _not_finite(
+    value: tf.Tensor | tf.IndexedSlices, tasks: Sequence[int]
+) -> tf.Tensor:
+    """`[1]`, 1 or 0, or `[m]` for a value whose last axis are tasks."""
+    finite = tf.math.is_finite(getattr(value, "values", value))
+    if len(tasks) > 1:
+        finite = tf.reduce_all(tf.reshape(finite, [-1, len(tasks)]), axis=0)
+    else:
+        finite = tf.reduce_all(finite)[None]
+    return 1.0 - tf.cast(finite, tf.float32)

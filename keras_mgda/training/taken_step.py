@@ -88,9 +88,9 @@ class TakenStep:
         readers = direction.readers or find_readers(forward, self._variables)
 
         def look() -> tf.Tensor:
-            tasks = list(forward.task_losses)
+            outputs = list(forward.task_losses)
             now = _read(self._variables)
-            after, z = self._once_more(run, tasks, now)
+            after, z = self._once_more(run, outputs, now)
             # A head that begins before `Z` moves a part of it.
             given = z if z and not readers.branches else None
             moved = [
@@ -99,7 +99,7 @@ class TakenStep:
                     zip(now, self._trained, strict=True)
                 )
             ]
-            of_encoder, _ = self._once_more(run, tasks, moved, given)
+            of_encoder, _ = self._once_more(run, outputs, moved, given)
             return tf.stack([after, of_encoder])
 
         if due is None:
@@ -112,8 +112,8 @@ class TakenStep:
         losses = tf.concat([before[None], losses], 0)
         labelled = tf.ones(before.shape, tf.bool)
         if forward.num_labels:
-            num_labels = list(forward.num_labels.values())
-            labelled = sum_over_replicas(tf.stack(num_labels)) > 0
+            num_labels = forward.by_task(list(forward.num_labels.values()))
+            labelled = sum_over_replicas(num_labels) > 0
             losses *= tf.cast(replica_shares(num_labels), losses.dtype)
         before, after, of_encoder = tf.unstack(sum_over_replicas(losses))
         found = changes(before, after, of_encoder, labelled)
@@ -131,7 +131,7 @@ class TakenStep:
     def _once_more(
         self,
         run: Callable[[], Any],
-        tasks: Sequence[str],
+        outputs: Sequence[str],
         trained: Sequence[tf.Tensor],
         z: Sequence[tf.Tensor] | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -139,7 +139,7 @@ class TakenStep:
 
         Args:
             run: makes it.
-            tasks: the names of the tasks.
+            outputs: their names, in order.
             trained: the values of the trainable variables.
             z: what heads shall read for `Z`. That nothing then needs the
                 encoder, TensorFlow sees, and does not run it.
@@ -151,7 +151,7 @@ class TakenStep:
             repeat_forward_pass(z) as repeated,
         ):
             run()
-        repeated.complete(tasks)
+        repeated.complete(outputs)
         return _losses(repeated), repeated.read
 
 
@@ -216,12 +216,11 @@ def _only_keras_state() -> Iterator[None]:
 
 def _losses(forward: Any) -> tf.Tensor:
     """`[m]`, float64: before `loss_weights`, this replica's summands."""
-    return tf.stack(
-        [
-            tf.add_n([tf.cast(loss, tf.float64) for loss in of_task])
-            for of_task in forward.task_losses.values()
-        ]
-    )
+    of_outputs = [
+        tf.add_n([tf.cast(loss, tf.float64) for loss in of_output])
+        for of_output in forward.task_losses.values()
+    ]
+    return tf.concat([tf.reshape(loss, [-1]) for loss in of_outputs], axis=0)
 
 
 def _read(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:

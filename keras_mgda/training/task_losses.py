@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_mgda.descent.forward import current_forward_pass
 from keras_mgda.internals import FunctionLoss
+from keras_mgda.losses import PerColumn
 
 _collected: ContextVar[dict[str, list[tf.Tensor]] | None] = ContextVar(
     "keras_mgda_task_losses", default=None
@@ -17,10 +18,13 @@ _collected: ContextVar[dict[str, list[tf.Tensor]] | None] = ContextVar(
 
 
 class TaskLoss(keras.losses.Loss):
-    """The loss of one task: what `compile` was given, and a note of its value.
+    """The loss of an output that `compile` was given, and a note of its value.
+
+    The output is one task. With `PerColumn` its columns are tasks, and their
+    losses one vector.
 
     Args:
-        task: the task's name.
+        task: the name of the output.
         loss: what `keras.Model.compile` takes for one output: a name, a
             function or a `keras.losses.Loss`.
         partly_labelled: whether sample weights leave out what is not
@@ -47,6 +51,9 @@ class TaskLoss(keras.losses.Loss):
         if self.partly_labelled and sample_weight is not None:
             check_reduction(self.task, loss)
             self._check_values(loss, y_true, y_pred, sample_weight)
+        if isinstance(loss, PerColumn):
+            of_columns = loss.of_columns(y_true, y_pred, sample_weight)
+            return loss.total(self._noted(of_columns))
         value = loss(y_true, y_pred, sample_weight)
         if len(value.shape):
             raise ValueError(
@@ -55,6 +62,10 @@ class TaskLoss(keras.losses.Loss):
                 f"{tuple(value.shape)}. Reduce it, as with "
                 "`reduction='sum_over_batch_size'`."
             )
+        return self._noted(value)
+
+    def _noted(self, value: tf.Tensor) -> tf.Tensor:
+        """The same value, or what shall enter the total loss in its place."""
         collected = _collected.get()
         if collected is not None:
             collected.setdefault(self.task, []).append(value)

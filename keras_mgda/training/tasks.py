@@ -1,8 +1,10 @@
-"""The tasks of a model: the outputs that `loss` names."""
+"""The tasks of a model: the outputs that `loss` names, or their columns."""
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from keras_mgda.losses import PerColumn
 from keras_mgda.training.task_losses import TaskLoss
 
 
@@ -49,11 +51,58 @@ def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
         raise ValueError(
             f"`loss` must name at least one task. Received: loss={loss!r}."
         )
-    return loss
+    sizes = {
+        name: output.shape[-1] if output.shape else None
+        for name, output in flatten(outputs).items()
+        if outputs is not None
+    }
+    named = map_named(
+        lambda name, of_output: (
+            of_output.of_output(name, sizes.get(name))
+            if isinstance(of_output, PerColumn)
+            else of_output
+        ),
+        loss,
+    )
+    names(named)
+    return named
+
+
+def names(loss: Mapping[str, Any]) -> list[str]:
+    """Of all tasks: of the outputs, or of the columns where these are tasks.
+
+    Raises:
+        ValueError: if two have the same name.
+    """
+    found: list[str] = []
+    outputs = []  # which are no tasks: their columns are
+    for output, of_output in of_loss(loss).items():
+        if isinstance(of_output, PerColumn):
+            found += of_output.known_names
+            outputs.append(output)
+        else:
+            found.append(output)
+    number = collections.Counter(found + outputs)
+    twice = sorted(name for name in number if number[name] > 1)
+    if twice:
+        raise ValueError(
+            "Tasks and outputs must have different names, columns included. "
+            f"Received: {twice} more than once. Rename them in `task_names`."
+        )
+    return found
+
+
+def columns(loss: Mapping[str, Any]) -> dict[str, PerColumn]:
+    """`{output: its loss}` of the outputs whose columns are tasks."""
+    return {
+        output: of_output
+        for output, of_output in of_loss(loss).items()
+        if isinstance(of_output, PerColumn)
+    }
 
 
 def of_loss(loss: Any) -> dict[str, Any]:
-    """`{task: its loss}`, without the outputs that are no task."""
+    """`{output: its loss}`, without the outputs that are no task."""
     return {
         task: of_task
         for task, of_task in flatten(loss).items()
@@ -85,6 +134,14 @@ def check_names(loss: Any, outputs: Any) -> None:
             f"Received: {list(received)} for the outputs {list(expected)}. "
             "Give an output that is no task the loss `None`."
         )
+
+
+def listed(names: Sequence[str], at_most: int = 5) -> str:
+    """`task 'a'`, or `the tasks 'a', 'b' and 3 more`, for a message."""
+    quoted = ", ".join(f"'{name}'" for name in names[:at_most])
+    if len(names) > at_most:
+        quoted = f"{quoted} and {len(names) - at_most} more"
+    return f"task {quoted}" if len(names) == 1 else f"the tasks {quoted}"
 
 
 def map_named(

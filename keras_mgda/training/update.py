@@ -1,6 +1,6 @@
 """The update of one step: the optimizer moves what has labels to move it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -90,8 +90,9 @@ class Update:
             self.skipped.add_overflow(forward, direction, readers)
             gradients = share_overflow(gradients)
         if forward.num_labels:
-            num_labels = list(forward.num_labels.values())
-            has_labels = sum_over_replicas(tf.stack(num_labels)) > 0
+            num_labels = forward.by_task(list(forward.num_labels.values()))
+            has_labels = sum_over_replicas(num_labels) > 0
+            self.skipped.add_labels(has_labels)
             self._apply_where_labelled(
                 optimizer, gradients, variables, readers, has_labels
             )
@@ -110,32 +111,81 @@ class Update:
 
         A zero gradient is not enough for a variable to stay: momentum and
         weight decay move it, too. Its slots stay as well, or its momentum
-        would fade. The rest of the optimizer stays if no task has a label.
+        would fade. The rest of the optimizer stays if no task has a label. Of
+        a variable whose columns are tasks, and of its slots of the same shape,
+        each column moves or stays on its own.
         """
-        self.skipped.add_without_labels(~tf.reduce_any(has_labels))
-        slots = optimizer.variables
-        state = [*variables, *slots]
-        before = [tf.identity(variable.value) for variable in state]
+        any_labels = tf.reduce_any(has_labels)
+        self.skipped.add_without_labels(~any_labels)
+        state = [*variables, *optimizer.variables]
+        of_slots = variables_of_slots(optimizer.variables, variables)
+        # The variable that each is, or is a slot of; or the optimizer's own.
+        places = [*range(len(variables)), *of_slots]
+
+        def kept(some: Iterable[int]) -> dict[int, tf.Tensor]:
+            return {k: tf.identity(state[k].value) for k in some}
+
+        def put_back(before: dict[int, tf.Tensor], labels: tf.Tensor) -> None:
+            for k, value in before.items():
+                moved = _moves(state[k], places[k], variables, readers, labels)
+                state[k].assign(tf.where(moved, state[k].value, value))
+
+        accumulates = optimizer_sets(optimizer, "gradient_accumulation_steps")
+        if num_replicas() == 1 and not accumulates:
+
+            def apply() -> None:
+                # What moves with any task is the most of it, and not copied.
+                before = kept(
+                    k
+                    for k, i in enumerate(places)
+                    if i is not None and not _moves_with_any(i, readers)
+                )
+                _apply(optimizer, gradients, variables)
+                put_back(before, has_labels)
+
+            tf.cond(any_labels, apply, lambda: None)
+            return
+        # Sums over replicas cannot stand in a branch of the graph.
+        before = kept(range(len(state)))
         num_updates = tf.identity(optimizer.iterations)
         _apply(optimizer, gradients, variables)
-        if optimizer_sets(optimizer, "gradient_accumulation_steps"):
+        if accumulates:
             # A task had labels if it had in any step since the last update.
             has_labels |= self._had_labels
             goes_on = num_updates == optimizer.iterations
             self._had_labels.assign(has_labels & goes_on)
-        any_labels = tf.reduce_any(has_labels)
-        moves = [
-            tf.reduce_any(tf.gather(has_labels, of_variable))
-            if of_variable
-            else any_labels
-            for of_variable in readers.of_variables
-        ]
-        moves += [
-            any_labels if i is None else moves[i]
-            for i in variables_of_slots(slots, variables)
-        ]
-        for variable, value, moved in zip(state, before, moves, strict=True):
-            variable.assign(tf.where(moved, variable.value, value))
+        put_back(before, has_labels)
+
+
+def _moves_with_any(i: int, readers: Readers) -> bool:
+    """Whether a variable moves as soon as one task has labels."""
+    of_variable = readers.of_variables[i]
+    return i not in readers.by_column and (
+        len(of_variable) in (0, readers.num_tasks)
+    )
+
+
+def _moves(
+    variable: keras.Variable,
+    i: int | None,
+    variables: Sequence[keras.Variable],
+    readers: Readers,
+    has_labels: tf.Tensor,
+) -> tf.Tensor:
+    """Whether a variable moves, `[]`, or which columns of it, `[m]`.
+
+    Args:
+        variable: one of the model, or a slot of it.
+        i: the number of that of the model; `None` for the optimizer's own.
+        variables: of the model.
+        readers: which tasks read these.
+        has_labels: `[m]`, bool.
+    """
+    if i is None or _moves_with_any(i, readers):
+        return tf.reduce_any(has_labels)
+    if i in readers.by_column and variable.shape == variables[i].shape:
+        return tf.gather(has_labels, readers.owners(i))
+    return tf.reduce_any(tf.gather(has_labels, readers.of_variables[i]))
 
 
 def skips_overflow(optimizer: keras.optimizers.Optimizer) -> bool:

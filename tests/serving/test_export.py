@@ -219,6 +219,42 @@ def test_a_group_takes_the_inputs_that_its_tasks_read(tmp_path):
     assert set(published.signatures["some"].inputs) == {"image"}
 
 
+def test_chosen_columns_are_served(tmp_path):
+    """By one signature, which the next version has after a reload, too."""
+    inputs = keras.Input((4,), name="features")
+    z = keras_mgda.SharedRepresentation()(layers.Dense(5)(inputs))
+    outputs = {"assays": layers.Dense(3)(z), "other": layers.Dense(1)(z)}
+    model = keras_mgda.MGDAModel(inputs, outputs)
+    per_column = keras_mgda.losses.PerColumn("mse", ["NR-AR", "b", "SR-p53"])
+    model.compile("sgd", {"assays": per_column, "other": "mse"})
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    rows = {"features": normal(3, 4)}
+    expected = model.predict(rows["features"], verbose=0)["assays"]
+    for one in (model, again):
+        published = keras_mgda.export_saved_model(
+            one,
+            tmp_path / "mtl",
+            tasks=["SR-p53", "assays", "NR-AR"],
+            groups={"nuclear": ["NR-AR", "SR-p53"]},
+        )
+        found = ask(published, "nuclear", rows)
+        assert found.keys() == {"NR_AR", "SR_p53"}
+        for name, column in {"NR_AR": [0], "SR_p53": [2]}.items():
+            np.testing.assert_allclose(
+                found[name], expected[:, column], rtol=1e-5
+            )
+        found = ask(published, "serving_default", rows)
+        assert found.keys() == {"SR_p53", "assays", "NR_AR"}
+        np.testing.assert_allclose(found["assays"], expected, rtol=1e-5)
+    published = keras_mgda.export_saved_model(model, tmp_path / "plain")
+    assert set(published.signatures["serving_default"].outputs) == {
+        "assays", "other",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"among those.*Received: \['SR'\]"):
+        keras_mgda.export_saved_model(model, tmp_path / "no", tasks=["SR"])
+
+
 @pytest.mark.parametrize(
     "layer",
     [layers.LSTM, layers.GRU, lambda n: layers.Bidirectional(layers.LSTM(n))],
