@@ -427,6 +427,10 @@ def text():
     return text_report.table(lines(RESULTS / "text.jsonl"))
 
 
+def weibo():
+    return text_report.table(lines(RESULTS / "text_weibo.jsonl"))
+
+
 def compare_digits(folder=RESULTS):
     """As `python -m examples.compare_digits` prints it."""
     return str(Comparison.read(folder / "compare_digits.jsonl"))
@@ -505,6 +509,7 @@ TABLES = {
     "toxcast": toxcast,
     "tox21": tox21,
     "text": text,
+    "weibo": weibo,
     "compare_digits": compare_digits,
     "diagnosis_findings": diagnosis_findings,
     "diagnosis_intervals": diagnosis_intervals,

@@ -178,6 +178,16 @@ def test_columns_train_as_an_output_each(weighting, gaps):
     train_both(weighting, gaps)
 
 
+def test_what_a_step_did_to_the_columns():
+    *_, logs = train_both(
+        "mgda", gaps=True, beside=True, verify="step", run_eagerly=True, steps=4
+    )
+    assert max(ours["harmed"] for ours, _ in logs) > 0
+    for ours, theirs in logs:
+        for name in ("harmed", "worst_change", "encoder_part"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "how",
     [
