@@ -6,8 +6,8 @@ large batch then raises the peak by, in units of a copy of `Z` for each task,
 the size of the `dL_t/dZ` that stock Keras makes, too. Prints a table and writes
 results/many_tasks.json.
 
-With `--columns` the tasks are the columns of one output, with gaps: 617 of them
-behind two `Dense(512)` and `Z` of 128, and 40 on a ResNet-18 of width 16, beside
+With `--columns` the tasks are the columns of one output, with gaps: 617 behind
+two `Dense(512)` and a `Z` of 128, and 40 on a ResNet-18 of width 16, beside
 stock Keras's masked sum. Steps of all methods take turns in one process, first
 steps and memory are those of processes of their own. `--outputs` adds the same
 617 tasks as an output each, which takes minutes to trace. Writes

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from keras_mgda import weightings
+from keras_mgda.column_heads import noted_logits
 from keras_mgda.descent.directions import (
     gram_of_parameters,
     gram_of_representation,
@@ -47,7 +48,6 @@ from keras_mgda.descent.verified import TOLERANCE
 from keras_mgda.internals import Functional
 from keras_mgda.linalg.min_norm import min_norm_point
 from keras_mgda.model import MGDAModel
-from keras_mgda.training.column_heads import noted_logits
 
 Array = npt.NDArray[np.float64]
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_mgda.column_heads import find_last_layers, noted_logits
 from keras_mgda.descent.descent import Descent, Gradients
 from keras_mgda.descent.forward import current_forward_pass, record_forward_pass
 from keras_mgda.descent.looks import Verify
@@ -35,7 +36,6 @@ from keras_mgda.internals import (
     put_functional_bases,
 )
 from keras_mgda.training import tasks
-from keras_mgda.training.column_heads import find_last_layers, noted_logits
 from keras_mgda.training.labels import (
     Labels,
     each_a_task,
