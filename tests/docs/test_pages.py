@@ -107,3 +107,10 @@ def test_a_mistake_is_found_on_its_line(tmp_path):
     )
     with pytest.raises(AssertionError, match=r"page\.py\", line 8"):
         run_blocks(page, tmp_path)
+
+
+def test_output_that_is_not_printed_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match="shows what is not printed"):
+        run_blocks(page, tmp_path)

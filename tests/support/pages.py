@@ -50,6 +50,16 @@ def check_printed(printed, blocks):
         )
 
 
+def check_shown(printed, page):
+    """What a page shows in a block of text, its code has printed.
+
+    Raises:
+        AssertionError: if it has not.
+    """
+    for shown in re.findall(r"(?ms)^```text\n(.*?)^```", page.read_text()):
+        assert shown in printed, f"{page} shows what is not printed:\n{shown}"
+
+
 def run_blocks(page, folder, given="", blocks=None):
     """Runs the blocks of a page, one after another, as one script in a folder.
 
@@ -63,7 +73,8 @@ def run_blocks(page, folder, given="", blocks=None):
         blocks: those to be run; all of them by default.
 
     Raises:
-        AssertionError: if it fails, or prints other numbers than it says.
+        AssertionError: if it fails, or prints something else than the page
+            says.
     """
     blocks = python_blocks(page) if blocks is None else blocks
     lines = [f"exec({given!r})"]  # where a page has its title
@@ -81,3 +92,4 @@ def run_blocks(page, folder, given="", blocks=None):
     )
     assert done.returncode == 0, done.stderr
     check_printed(done.stdout, blocks)
+    check_shown(done.stdout, page)
