@@ -4,8 +4,8 @@
     python -m benchmarks.study report
 
 The first appends a line to `benchmarks/results/study/NAME.jsonl` for each
-training that ended, and goes on from there. The second draws the figure and
-prints the tables; `python -m benchmarks.tables` puts them into the docs.
+training that ended, and goes on from there. The second draws the figure, and
+says what the ranks tell; `python -m benchmarks.tables` fills the tables.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(command, data, only, results, figures):
         from benchmarks.study import report
 
         report.draw(results, figures / "study.png")
-        print(report.text(results))
+        print(report.verdict(results))
 
 
 if __name__ == "__main__":

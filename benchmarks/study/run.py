@@ -1,5 +1,7 @@
 """Compares all methods on one problem; diagnoses its model before training."""
 
+import gc
+
 import keras
 import tensorflow as tf
 
@@ -9,6 +11,18 @@ from keras_mgda.comparison import InProcess, compare
 from keras_mgda.diagnosis import diagnose
 
 SEEDS = range(5)
+
+
+class Tidy(InProcess):
+    """In this process, without what Keras keeps of the models before.
+
+    The import of TensorFlow takes longer than most of these trainings.
+    """
+
+    def submit(self, function, /, *args, **kwargs):
+        keras.backend.clear_session()
+        gc.collect()
+        return super().submit(function, *args, **kwargs)
 
 
 def run(name, data, results):
@@ -41,8 +55,7 @@ def run(name, data, results):
         batch_size=problem.batch_size,
         compile_options=problem.compile_options,
         name=name,
-        # The import of TensorFlow takes longer than most of these trainings.
-        executor=InProcess(),
+        executor=Tidy(),
         allow_overlap=True,  # equal fingerprints of different molecules
         verbose=1,
     )
