@@ -1,38 +1,40 @@
 """Compares all methods on one problem; diagnoses its model before training."""
 
-import gc
-
 import keras
 import tensorflow as tf
 
-from benchmarks.harness import environment, load, write
+from benchmarks.harness import environment, in_fresh_process, load, write
 from benchmarks.study.problems import PROBLEMS
-from keras_mgda.comparison import InProcess, compare
+from keras_mgda.comparison import InProcess, compare, results_file
 from keras_mgda.diagnosis import diagnose
 
-SEEDS = range(5)
-
-
-class Tidy(InProcess):
-    """In this process, without what Keras keeps of the models before.
-
-    The import of TensorFlow takes longer than most of these trainings.
-    """
-
-    def submit(self, function, /, *args, **kwargs):
-        keras.backend.clear_session()
-        gc.collect()
-        return super().submit(function, *args, **kwargs)
+SEEDS = 5
 
 
 def run(name, data, results):
-    """Goes on where it was stopped.
+    """Goes on where it was stopped, with a new process for each seed.
+
+    The import of TensorFlow takes longer than most of these trainings, and a
+    process that trains many models grows and slows down.
 
     Args:
         name: of the problem.
         data: the folder of the data sets.
         results: the folder that gets `NAME.jsonl` and `diagnosis.json`.
+
+    Returns:
+        What was found, in words.
     """
+    path = results / f"{name}.jsonl"
+    before = results_file.read(path) if path.exists() else []
+    last = max((line["seed"] for line in before), default=0)
+    for number in range(last + 1, SEEDS + 1):
+        found = in_fresh_process(first_seeds, number, name, data, results)
+    return found
+
+
+def first_seeds(number, name, data, results):
+    """All trainings with the seeds 0 to `number - 1`, but those that ended."""
     # Graphs that are used for a few hundred steps are not worth optimizing.
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": True}
@@ -40,7 +42,7 @@ def run(name, data, results):
     results.mkdir(parents=True, exist_ok=True)
     problem = PROBLEMS[name](data)
     note_diagnosis(name, problem, results / "diagnosis.json")
-    return compare(
+    comparison = compare(
         problem.build,
         *problem.splits.values(),
         losses=dict.fromkeys(problem.tasks, problem.loss),
@@ -49,16 +51,17 @@ def run(name, data, results):
         results=results / f"{name}.jsonl",
         methods=problem.methods,
         learning_rates=problem.learning_rates,
-        seeds=SEEDS,
+        seeds=range(number),
         epochs=problem.epochs,
         patience=problem.patience,
         batch_size=problem.batch_size,
         compile_options=problem.compile_options,
         name=name,
-        executor=Tidy(),
+        executor=InProcess(),
         allow_overlap=True,  # equal fingerprints of different molecules
         verbose=1,
     )
+    return str(comparison)
 
 
 def note_diagnosis(name, problem, path):
