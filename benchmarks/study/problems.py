@@ -36,6 +36,8 @@ OTHER_PASSES = 2
 LEARNING_RATES = {"enb": (5e-3, 2e-2)}
 EPOCHS = {"enb": 12, "scpf": 12}
 OTHER_EPOCHS = 8
+BATCH_SIZES = {"atp1d": 32, "oes97": 32}  # of some 200 examples
+OTHER_BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,7 @@ def regression(folder, name, standardised):
         learning_rates=LEARNING_RATES.get(name, (1e-3, 4e-3)),
         epochs=EPOCHS.get(name, OTHER_EPOCHS),
         patience=EPOCHS.get(name, OTHER_EPOCHS) // 4,
+        batch_size=BATCH_SIZES.get(name, OTHER_BATCH_SIZE),
         single_tasks=name in WITH_SINGLE_TASKS,
     )
 
