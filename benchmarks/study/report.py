@@ -104,9 +104,10 @@ def ranked(folder):
                 else [
                     sum(row.difference.mean > 0 for row in significant),
                     sum(row.difference.mean < 0 for row in significant),
-                    f"{statistics.median(changes):.1f}",
-                    f"{min(changes):.1f}",
-                    f"{max(changes):.1f}",
+                    *(
+                        f"{round(of(changes), 1) + 0.0:.1f}"
+                        for of in (statistics.median, min, max)
+                    ),
                 ]
             )
             + [f"{statistics.median(times):.2f}"]
@@ -128,8 +129,8 @@ def verdict(folder):
     worst = found.mean[PLAIN_SUM] + found.critical_difference
     worse = [m for m, rank in found.mean.items() if rank > worst]
     for which, names in (("better", better), ("worse", worse)):
-        text += f"Over all data sets {' and '.join(names) or 'none'} "
-        text += f"is significantly {which} than the plain sum. "
+        text += f"Significantly {which} than the plain sum over all of them: "
+        text += f"{', '.join(names) or 'none'}. "
     return text.strip()
 
 
@@ -154,6 +155,7 @@ def change(row):
         return "diverged"
     mean, half = row.difference.mean, row.difference.half_width
     digits = 1 if half < 10 else 0
+    mean = round(mean, digits) + 0.0  # not -0.0
     text = f"{mean:.{digits}f} ± {half:.{digits}f}"
     return f"**{text}**" if row.significant else text
 
@@ -173,7 +175,7 @@ def effort(folder):
                 len(found),
                 settings["epochs"],
                 f"{seconds / 60:.0f}",
-                comparison.advice.partition(". ")[0],
+                comparison.advice.partition(". ")[0].rstrip("."),
             ]
         )
     rows.append(["all", "", trainings, "", f"{total / 60:.0f}", ""])
@@ -237,16 +239,16 @@ def draw(folder, path):
     found = mean_ranks(folder)
     names = list(found.mean)
     half = math.ceil(len(names) / 2)
+    below = 0.35 + 0.2 * len(found.groups)
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(0.2, len(names) + 0.8)
-    axes.set_ylim(-half - 1.2, 1.6)
+    axes.set_ylim(-below - 0.75 * (half - 1) - 0.4, 1.6)
     axes.axis("off")
     axes.hlines(0, 1, len(names), color="black", lw=1)
     for rank in range(1, len(names) + 1):
         axes.vlines(rank, 0, 0.15, color="black", lw=1)
         axes.text(rank, 0.25, str(rank), ha="center", fontsize=9)
-    below = 0.35 + 0.2 * len(found.groups)
     for i, name in enumerate(names):
         left = i < half
         place = i if left else len(names) - 1 - i
