@@ -30,6 +30,8 @@ def main(command, data, only, results, figures):
 
         report.draw(results, figures / "study.png")
         print(report.verdict(results))
+        for problem in report.under_way(results):
+            print(f"Left out, for its trainings have not ended: {problem}.")
 
 
 if __name__ == "__main__":

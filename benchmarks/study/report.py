@@ -1,11 +1,13 @@
 """The tables and the figure of the study, from the lines of its files."""
 
+import contextlib
 import functools
 import math
 import statistics
 
 from benchmarks.harness import lines, load
 from benchmarks.study import ranks
+from benchmarks.study.run import SEEDS
 from keras_mgda.comparison import Comparison
 
 PLAIN_SUM, SINGLE_TASKS, FIXED = "plain sum", "single tasks", "fixed weights"
@@ -15,15 +17,20 @@ CALLS_FOR_ANOTHER = {"scale", "starves", "conflict"}
 
 @functools.cache
 def comparisons(folder):
-    """`{problem: Comparison}` of all files of runs.
+    """`{problem: Comparison}`, of the problems that have all trainings."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with contextlib.suppress(ValueError):  # in the midst of a seed
+            comparison = Comparison.read(path)
+            if len(comparison.seeds) == SEEDS:
+                found[path.stem] = comparison
+    return found
 
-    Raises:
-        ValueError: if one of them was interrupted, and must go on first.
-    """
-    return {
-        path.stem: Comparison.read(path)
-        for path in sorted(folder.glob("*.jsonl"))
-    }
+
+def under_way(folder):
+    """The problems that are left out, for `run` has not ended."""
+    names = {path.stem for path in folder.glob("*.jsonl")}
+    return sorted(names - comparisons(folder).keys())
 
 
 def differences(folder):

@@ -208,6 +208,17 @@ def test_the_report_by_hand(made_up):
     assert rows[-1] == ["all", "", 45, "", "45", ""]
 
 
+def test_a_problem_that_is_under_way_is_left_out(made_up):
+    path = made_up / "x.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    without_last_seed = [run for run in whole if '"seed": 4' not in run]
+    for part in (whole[:-1], without_last_seed):
+        path.write_text("".join(part))
+        report.comparisons.cache_clear()
+        assert list(report.comparisons(made_up)) == ["y", "z-raw"]
+        assert report.under_way(made_up) == ["x"]
+
+
 def test_the_diagnosis_is_judged(made_up):
     """Right of `x`, which has a better method, and of `z`, which has none."""
     _, rows = report.judged(made_up)
