@@ -13,6 +13,7 @@ import statistics
 import scipy.stats
 
 from benchmarks.harness import RESULTS, ROOT, lines, load
+from benchmarks.study import report as study_report
 from examples import molecules, report, text_report
 from keras_mgda.comparison import Comparison
 from keras_mgda.pareto import delta_m
@@ -493,6 +494,25 @@ def monitor(folder=RESULTS):
     )
 
 
+def study(folder=RESULTS):
+    """The methods by their mean rank, and what it tells."""
+    folder = folder / "study"
+    table = markdown(*study_report.ranked(folder))
+    return f"{table}\n\n{study_report.verdict(folder)}"
+
+
+def study_changes(folder=RESULTS):
+    return markdown(*study_report.by_problem(folder / "study"))
+
+
+def study_effort(folder=RESULTS):
+    return markdown(*study_report.effort(folder / "study"))
+
+
+def study_diagnosis(folder=RESULTS):
+    return markdown(*study_report.judged(folder / "study"))
+
+
 TABLES = {
     "demo": demo,
     "scaling": scaling,
@@ -515,6 +535,10 @@ TABLES = {
     "diagnosis_intervals": diagnosis_intervals,
     "diagnosis_memory": diagnosis_memory,
     "monitor": monitor,
+    "study": study,
+    "study_changes": study_changes,
+    "study_effort": study_effort,
+    "study_diagnosis": study_diagnosis,
 }
 
 

@@ -82,7 +82,7 @@ def test_links_lead_somewhere(page):
 SCRIPTS = [
     path
     for folder in ("benchmarks", "examples")
-    for path in sorted((tables.ROOT / folder).glob("*.py"))
+    for path in sorted((tables.ROOT / folder).glob("**/*.py"))
 ]
 
 
@@ -95,6 +95,8 @@ def test_commands_run_what_is_there(path):
     text = path.read_text()
     for module in re.findall(r"python -m ((?:benchmarks|examples)\S+\w)", text):
         script = tables.ROOT / (module.replace(".", "/") + ".py")
+        if script.with_suffix("").is_dir():
+            script = script.with_suffix("") / "__main__.py"
         assert module.endswith("NAME") or 'if __name__ == "__main__"' in (
             script.read_text()
         )

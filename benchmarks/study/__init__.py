@@ -1,0 +1,6 @@
+"""Which method should I use? Asked of real data, by `keras_mgda.compare`.
+
+`problems` are data sets with a network each; `run` compares the methods on one
+of them, and diagnoses its fresh model; `ranks` tells from all comparisons
+whether the methods differ, and `advice` whether the diagnosis was right.
+"""
