@@ -1,5 +1,6 @@
 """The study: its loaders, its ranks, and that its tables are its lines."""
 
+import doctest
 import gzip
 import json
 
@@ -122,6 +123,10 @@ def test_critical_difference_of_demsar():
     assert ranks.of_scores(scores).critical_difference == pytest.approx(
         1.25, abs=0.005
     )
+
+
+def test_examples_of_ranks():
+    assert doctest.testmod(ranks) == (0, 4)
 
 
 def test_a_method_that_always_wins_is_told():
