@@ -1,5 +1,6 @@
 """A setting of a training: sent to another process, made anew, written down."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -40,9 +41,19 @@ def new(structure: Any) -> Any:
         if isinstance(leaf, Recipe):
             return leaf.cls.from_config(leaf.config)
         made = leaf.func if isinstance(leaf, functools.partial) else leaf
-        return leaf() if isinstance(made, type) else leaf
+        return _made(leaf) if isinstance(made, type) else leaf
 
     return keras.tree.map_structure(of_leaf, structure)
+
+
+def _made(cls: Any) -> Any:
+    """An instance; a metric that Keras numbers has the name of the first."""
+    one, other = cls(), cls()
+    if getattr(one, "name", None) != getattr(other, "name", None):
+        # Some take no name.
+        with contextlib.suppress(TypeError):
+            return cls(name=re.sub(r"_\d+$", "", other.name))
+    return one
 
 
 def described(value: Any) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mgda.comparison import InProcess, compare
+from keras_mgda.comparison import InProcess, compare, settings
 from keras_mgda.comparison.statistics import optional
 from tests.support import comparison_job
 from tests.support.comparison_job import arguments, split
@@ -133,3 +133,19 @@ def test_missing_packages_say_which_extra(monkeypatch, tmp_path):
     with pytest.raises(ImportError, match=r"keras_mgda\[compare\]"):
         compare(**arguments(tmp_path / "runs.jsonl"))
     optional.cache_clear()
+
+
+def test_a_metric_that_keras_numbers_has_one_name():
+    given = {
+        "class": keras.metrics.AUC,
+        "partial": functools.partial(keras.metrics.AUC, num_thresholds=20),
+        "named": keras.metrics.MeanSquaredError,
+    }
+    for _ in range(2):
+        made = settings.new(given)
+        assert [metric.name for metric in made.values()] == [
+            "auc",
+            "auc",
+            "mean_squared_error",
+        ]
+        assert made["partial"].num_thresholds == 20
