@@ -468,7 +468,11 @@ def mark(
     if cut.apart:
         warnings.warn(cut.advice, stacklevel=3)
     _warn_of_what_is_lost(model)
-    outputs = _splice(model, [p for found in places.values() for p in found])
+    outputs = _splice(
+        model,
+        [place for found in places.values() for place in found],
+        keeps_marks=shared is None,
+    )
     return Marked(model.input, outputs, cut)
 
 
@@ -752,8 +756,21 @@ def _warn_of_what_is_lost(model: keras.Model) -> None:
 # Marked models.
 
 
-def _splice(model: keras.Model, places: Sequence[Place]) -> Any:
-    """The outputs, with one mark at the places: what it marks is one `Z`."""
+def _splice(
+    model: keras.Model, places: Sequence[Place], *, keeps_marks: bool = True
+) -> Any:
+    """The outputs, with one mark at the places: what it marks is one `Z`.
+
+    Args:
+        model: a functional model.
+        places: where to mark.
+        keeps_marks: whether the marks that are there stay.
+    """
+    taken = {
+        operation.name
+        for operation in [*model.layers, *(n.operation for n in nodes(model))]
+        if keeps_marks or not isinstance(operation, SharedRepresentation)
+    }
     mark_of: dict[str, SharedRepresentation] = {}
     here = {
         (id(place.node), place.output) for place in places if not place.scope
@@ -769,11 +786,11 @@ def _splice(model: keras.Model, places: Sequence[Place]) -> Any:
         name = node.operation.name
         if name in inside and keras.backend.is_float_dtype(tensor.dtype):
             if name not in mark_of:
-                mark_of[name] = SharedRepresentation(inside=list(inside[name]))
+                mark_of[name] = _new_mark(taken, list(inside[name]))
             tensor = mark_of[name](tensor)
         if (id(node), output) in here:
             if "" not in mark_of:
-                mark_of[""] = SharedRepresentation()
+                mark_of[""] = _new_mark(taken)
             tensor = mark_of[""](tensor)
         return tensor
 
@@ -784,7 +801,10 @@ def _splice(model: keras.Model, places: Sequence[Place]) -> Any:
 
     for node in nodes(model):
         outputs = node.outputs
-        if any(id(symbol) in known for symbol in node.input_tensors):
+        is_mark = isinstance(node.operation, SharedRepresentation)
+        if is_mark and not keeps_marks:
+            outputs = [now(symbol) for symbol in node.input_tensors]
+        elif any(id(symbol) in known for symbol in node.input_tensors):
             args, kwargs = keras.tree.map_structure(
                 now, (node.arguments.args, node.arguments.kwargs)
             )
@@ -796,6 +816,22 @@ def _splice(model: keras.Model, places: Sequence[Place]) -> Any:
             if tensor is not symbol:
                 known[id(symbol)] = tensor
     return keras.tree.map_structure(now, model.output)
+
+
+def _new_mark(
+    taken: set[str], inside: Sequence[str] | None = None
+) -> SharedRepresentation:
+    """A mark whose name no layer of the model has."""
+    mark = SharedRepresentation(inside=inside)
+    # Keras counts names in a process, and the model may come from another.
+    numbers = itertools.count(1)
+    name = mark.name
+    while name in taken:
+        name = f"{mark.name}_{next(numbers)}"
+    taken.add(name)
+    if name == mark.name:
+        return mark
+    return SharedRepresentation(inside=inside, name=name)
 
 
 def _marked_inside(model: keras.Model) -> Callable[[Any], Any]:

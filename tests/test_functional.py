@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_mgda import GradientFork, MGDAModel
+from keras_mgda import GradientFork, MGDAModel, SharedRepresentation
 from keras_mgda.description import describe
 from tests.support import networks
 from tests.support.networks import heads
@@ -674,3 +674,43 @@ def test_copies_of_a_gradient_fork_part_where_it_stands():
     )
     (part,) = describe(marked).cut.parts
     assert part.name == "z"
+
+
+def two_layers(name="second"):
+    x = keras.Input((4,))
+    h = layers.Dense(3, activation="tanh", name="first")(x)
+    z = layers.Dense(3, activation="tanh", name=name)(h)
+    return keras.Model(x, {t: layers.Dense(1, name=t)(z) for t in "ab"})
+
+
+def test_a_marked_model_is_marked_elsewhere():
+    plain = two_layers()
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    y = {"a": x[:, :1], "b": x[:, 1:2] - x[:, 2:3]}
+    before, grams = plain.get_weights(), []
+    for model in (plain, MGDAModel.from_model(plain)):
+        plain.set_weights(before)
+        moved = MGDAModel.from_model(model, shared="first")
+        (only,) = [
+            layer
+            for layer in moved.layers
+            if isinstance(layer, SharedRepresentation)
+        ]
+        assert only.input.name == plain.get_layer("first").output.name
+        moved.compile("sgd", loss="mse", run_eagerly=True)
+        moved.train_on_batch(x, y)
+        grams.append(list(moved.task_weights.values()))
+    assert grams[0] == pytest.approx(grams[1], rel=1e-5)
+
+
+def test_a_mark_takes_a_name_that_is_free():
+    keras.backend.clear_session()
+    named = MGDAModel.from_model(two_layers("shared_representation"))
+    keras.backend.clear_session()
+    marked = MGDAModel.from_model(two_layers())
+    keras.backend.clear_session()
+    again = MGDAModel.from_model(marked, shared="first")
+    for model in (named, again):
+        names = [layer.name for layer in model.layers]
+        assert len(set(names)) == len(names)
+        assert any(isinstance(m, SharedRepresentation) for m in model.layers)
