@@ -104,7 +104,7 @@ class MGDAModel(keras.Model):
             raise ValueError(
                 "`outputs` must be a dict, `{task: tensor}`. "
                 f"Received: {type(outputs).__name__}. Name each task, as in "
-                "`dict(zip(task_names, outputs))`."
+                "`dict(zip(task_names, outputs))`, or `{name: output}` of one."
             )
         put_functional_bases(type(self), MGDAModel, FunctionalMGDAModel)
         MarkedFunctional.__init__(self, *args, **kwargs)

@@ -27,7 +27,11 @@ COMPILING = {
     "too few task weights": ({"weighting": [1.0]}, "as many as the tasks"),
     "task weights of other tasks": (
         {"weighting": {"a": 1.0, "c": 1.0}},
-        "must name the tasks.*'c'",
+        r"must name the tasks.*Add \['b'\]\. Remove \['c'\]",
+    ),
+    "task weights that lack one": (
+        {"weighting": {"a": 1.0}},
+        r"must name the tasks.*Add \['b'\]\.$",
     ),
     "negative task weight": ({"weighting": [1.0, -1.0]}, "not negative.*-1.0"),
     "task weight that is NaN": ({"weighting": [1.0, np.nan]}, "finite.*nan"),

@@ -81,10 +81,14 @@ def chosen_layers(model: keras.Model, layers: Sequence[Any]) -> FindLayers:
             chosen = [i for i, v in enumerate(variables) if id(v) in own]
             if not chosen or not set(chosen) <= set(inside):
                 names = dict.fromkeys(_layer_of(variables[i]) for i in inside)
+                why = "is in a head" if chosen else "has none"
+                if not own:
+                    why += ", or is no layer of the model"
+                elif not chosen:
+                    why = "is a layer of another model"
                 raise ValueError(
                     "`gradients` must name layers of the encoder that have "
-                    f"trainable variables. Received: {name!r}, which "
-                    f"{'is in a head' if chosen else 'has none'}. "
+                    f"trainable variables. Received: {name!r}, which {why}. "
                     f"The encoder's are {list(names)}."
                 )
             found.update(chosen)

@@ -126,7 +126,7 @@ def check_names(loss: Any, outputs: Any) -> None:
         raise ValueError(
             "The model must return a dict, `{task: tensor}`. "
             f"Received: {type(outputs).__name__}. Name each task, as in "
-            "`dict(zip(task_names, outputs))`."
+            "`dict(zip(task_names, outputs))`, or `{name: output}` of one."
         )
     if set(received) != set(expected):
         raise ValueError(

@@ -244,11 +244,14 @@ class Fixed(Weighting):
             )
         for task, number in new.items():
             if not isinstance(old[task], float):
+                source = getattr(old[task], "name", type(old[task]).__name__)
+                others = [t for t, of in old.items() if isinstance(of, float)]
                 raise ValueError(
                     "Only a fixed task weight that is a number can be "
                     f"assigned. Received: {number} for {task!r}, which follows "
-                    f"{old[task]!r}. Compile with a number, or set the "
-                    "variable itself."
+                    f"{source!r}. Assign to others, by name ({others}), "
+                    "compile with a number, or set the variable itself, if it "
+                    "is one."
                 )
         merged = old | new
         if isinstance(given, dict):

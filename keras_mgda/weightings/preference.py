@@ -52,15 +52,21 @@ class TaskNumbers:
         if self.given is None:
             return self
         tasks = f"{self.given} for the tasks {list(task_names)}"
-        if len(self.given) != len(task_names):
-            raise ValueError(
-                f"{self._what} must be as many as the tasks. Received: {tasks}."
-            )
         if not isinstance(self.given, dict):
+            if len(self.given) != len(task_names):
+                raise ValueError(
+                    f"{self._what} must be as many as the tasks. Received: "
+                    f"{tasks}."
+                )
             return self
-        if set(self.given) != set(task_names):
+        missing = [task for task in task_names if task not in self.given]
+        unknown = [name for name in self.given if name not in task_names]
+        if missing or unknown:
+            ways = [f"Add {missing}."] if missing else []
+            ways += [f"Remove {unknown}."] if unknown else []
             raise ValueError(
-                f"{self._what} must name the tasks. Received: {tasks}."
+                f"{self._what} must name the tasks. Received: {tasks}. "
+                f"{' '.join(ways)}"
             )
         ordered = [self.given[task] for task in task_names]
         return TaskNumbers(ordered, self._what, may_be_negative=True)
