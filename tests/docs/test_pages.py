@@ -39,6 +39,14 @@ comparison.compare = functools.partial(
     executor=comparison.InProcess(),
 )
 """,
+    "columns": """
+import numpy as np
+
+rng = np.random.default_rng(0)
+x = rng.normal(size=(32, 1024)).astype("float32")
+y = rng.integers(0, 2, size=(32, 617)).astype("float32")
+y[rng.random(y.shape) < 0.7] = np.nan
+""",
     "conflict": MODEL
     + """
 model = build()
