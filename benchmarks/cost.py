@@ -48,10 +48,10 @@ ONE_THREAD = {
 
 
 def keras_step(network, num_tasks, method):
-    from benchmarks import models, step_cost
+    from benchmarks import models
 
-    network_of = {"lenet": step_cost.LENET, "resnet18": step_cost.RESNET}
-    model = models.build(*network_of[network], num_tasks, KERAS[method])
+    network_of = {"lenet": models.LENET, "resnet18": models.RESNET}
+    model = models.build(network_of[network], num_tasks, KERAS[method])
     data = models.batches(model, BATCH_SIZE[network])
 
     def step():
@@ -131,7 +131,7 @@ def times(network, num_tasks, rounds, steps):
 def footprint(network, num_tasks, method):
     """Of the first step, in CPU time, and of three together."""
     if method in KERAS:
-        from benchmarks import step_cost  # noqa: F401
+        from benchmarks import models  # noqa: F401
     else:
         import torchjd  # noqa: F401
 

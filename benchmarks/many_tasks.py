@@ -58,9 +58,8 @@ def measure(num_tasks, large_batch, how, steps):
 
     from benchmarks import models
 
-    model = models.build(
-        (FEATURES,), encoder, head, num_tasks, how, loss="mse", momentum=0.0
-    )
+    network = models.Network((FEATURES,), encoder, head)
+    model = models.build(network, num_tasks, how, loss="mse", momentum=0.0)
     small = batches(model.output, BATCH_SIZE)
     start = time.process_time()
     model.fit(small, steps_per_epoch=1, verbose=0)
@@ -210,13 +209,17 @@ def columns(args):
     results = []
     for case, (num_columns, _, batch_size) in COLUMNS.items():
         methods = list(COLUMN_METHODS)
-        alone = [*methods, "an output each"] if args.outputs else methods
         if num_columns < 100:
-            alone = methods = ["stock Keras", "plain sum", "MGDA-UB"]
-        rounds = [
-            {m: harness.in_fresh_process(first_step, case, m) for m in alone}
-            for _ in range(args.rounds)
-        ]
+            methods = ["stock Keras", "plain sum", "MGDA-UB"]
+        runs = {m: [] for m in methods}
+        for _ in range(args.rounds):
+            for method in methods:
+                runs[method].append(
+                    harness.in_fresh_process(first_step, case, method)
+                )
+        if args.outputs and num_columns >= 100:  # once, for it takes minutes
+            each = "an output each"
+            runs[each] = [harness.in_fresh_process(first_step, case, each)]
         times, cpu = harness.in_fresh_process(
             steps_in_turns, case, methods, args.steps
         )
@@ -230,8 +233,8 @@ def columns(args):
                 "cpu_ratio": harness.ratios(cpu, "stock Keras"),
                 **{
                     key: {
-                        m: statistics.median(of[m][key] for of in rounds)
-                        for m in alone
+                        m: statistics.median(run[key] for run in of_method)
+                        for m, of_method in runs.items()
                     }
                     for key in ("first_step_cpu_seconds", "peak_bytes")
                 },

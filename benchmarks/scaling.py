@@ -46,7 +46,8 @@ def build(num_tasks, width, how, bypass=False):
         read = layers.Concatenate()([z, *around]) if bypass else z
         return layers.Dense(10)(layers.Dense(50, activation="relu")(read))
 
-    return models.build((28, 28, 1), encoder, head, num_tasks, how)
+    network = models.Network((28, 28, 1), encoder, head)
+    return models.build(network, num_tasks, how)
 
 
 def reduced_bytes(model, data):

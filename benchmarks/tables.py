@@ -65,13 +65,39 @@ def scaling(folder=RESULTS):
 
 
 def step_cost(folder=RESULTS):
-    results = load(folder / "step_cost.json")["results"]
+    results = load(folder / "step_cost.json")["directions"]
+    return _beside_stock(results)
+
+
+def look_cost(folder=RESULTS):
+    results = load(folder / "step_cost.json")["looks"]
+    return _beside_stock(results)
+
+
+def first_steps(folder=RESULTS):
+    """Seconds of stock Keras, and the others' as ratios to them."""
+    results = load(folder / "step_cost.json")["directions"]
+    first = [of_case["first_step_seconds"] for of_case in results]
+    return _beside_stock(
+        [
+            {
+                "case": of_case["case"],
+                "stock_step_seconds": times["stock"],
+                "step_ratio": {m: times[m] / times["stock"] for m in times},
+            }
+            for of_case, times in zip(results, first, strict=True)
+        ]
+    )
+
+
+def _beside_stock(results):
     methods = [m for m in results[0]["step_ratio"] if m != "stock"]
     return markdown(
-        ["", *methods],
+        ["", "stock Keras, s", *methods],
         [
             [
                 of_case["case"],
+                f"{of_case['stock_step_seconds']:.3g}",
                 *(f"{of_case['step_ratio'][m]:.2f}" for m in methods),
             ]
             for of_case in results
@@ -470,6 +496,45 @@ def diagnosis_intervals(folder=RESULTS):
     )
 
 
+def agreement(folder=RESULTS):
+    """Whether `diagnose` foresees what `verify` logs."""
+
+    def in_words(share):
+        value, low, high = (f"{100 * x:.0f}" for x in share)
+        return f"{value} % ({low} to {high})"
+
+    rows = []
+    for name, moments in load(folder / "agreement.json")["problems"].items():
+        for found in moments:
+            (_, low, high), (_, seen_low, seen_high) = (
+                found["foreseen"],
+                found["seen"],
+            )
+            rows.append(
+                [
+                    name,
+                    str(found["epoch"]),
+                    in_words(found["foreseen"]),
+                    in_words(found["seen"]),
+                    f"{found['foreseen_conflicts']:.2f}",
+                    f"{found['seen_conflicts']:.2f}",
+                    "yes" if low <= seen_high and seen_low <= high else "no",
+                ]
+            )
+    return markdown(
+        [
+            "",
+            "epochs",
+            "foreseen",
+            "seen",
+            "conflicts foreseen",
+            "conflicts seen",
+            "agree",
+        ],
+        rows,
+    )
+
+
 def diagnosis_memory(folder=RESULTS):
     found = load(folder / "diagnosis.json")["memory"]
     return markdown(
@@ -519,6 +584,8 @@ TABLES = {
     "accuracy": accuracy,
     "few_labels": few_labels,
     "step_cost": step_cost,
+    "first_steps": first_steps,
+    "look_cost": look_cost,
     "solver": solver,
     "weightings": weightings,
     "fronts": fronts,
@@ -535,6 +602,7 @@ TABLES = {
     "diagnosis_intervals": diagnosis_intervals,
     "diagnosis_memory": diagnosis_memory,
     "monitor": monitor,
+    "agreement": agreement,
     "study": study,
     "study_changes": study_changes,
     "study_effort": study_effort,

@@ -34,7 +34,11 @@ from keras_mgda.descent.directions import (
     gram_of_parameters,
     gram_of_representation,
 )
-from keras_mgda.descent.forward import ForwardPass, record_forward_pass
+from keras_mgda.descent.forward import (
+    by_task,
+    losses_by_task,
+    record_forward_pass,
+)
 from keras_mgda.descent.task_gradients import (
     Rows,
     TableRows,
@@ -647,8 +651,8 @@ class _Look:
         found = {
             "gram": tf.cast(gram, tf.float64) / tf.cast(scale, tf.float64) ** 2,
             "rows": self._represented(rows) / scale,
-            "losses": _mean_losses(forward),
-            "other_losses": _mean_losses(others),
+            "losses": losses_by_task(forward, tf.float32),
+            "other_losses": losses_by_task(others, tf.float32),
             "num_labels": num_labels,
             "num_examples": num_examples,
         }
@@ -678,15 +682,6 @@ class _Look:
         return tf.transpose(sketch)
 
 
-def _mean_losses(forward: ForwardPass) -> tf.Tensor:
-    return forward.by_task(
-        [
-            tf.cast(tf.add_n(of_output), tf.float32)
-            for of_output in forward.task_losses.values()
-        ]
-    )
-
-
 def _num_labels(
     model: MGDAModel, y: Any, y_pred: Any, sample_weight: Any
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -695,21 +690,17 @@ def _num_labels(
     if model._labels is None:
         return tf.ones([len(tasks)]), tf.ones([len(tasks)])
 
-    def flat(by_output: dict[str, tf.Tensor]) -> tf.Tensor:
-        return tf.concat([tf.reshape(n, [-1]) for n in by_output.values()], 0)
-
     found = model._labels.find(y, y_pred, sample_weight)
     counts = model._labels.counts(found, y_pred)
     whole = {
-        output: tf.fill(
-            tf.shape(counts[output]),
-            tf.cast(
-                tf.size(of_output.mask) / tf.size(counts[output]), tf.float32
-            ),
-        )
+        output: tf.ones_like(counts[output])
+        * tf.cast(tf.size(of_output.mask) / tf.size(counts[output]), tf.float32)
         for output, of_output in found.items()
     }
-    return flat(counts), flat(counts | whole)
+    return (
+        by_task(list(counts.values())),
+        by_task([whole.get(t, n) for t, n in counts.items()]),
+    )
 
 
 def _gram_at_z(gradients: TaskGradients) -> tf.Tensor | None:

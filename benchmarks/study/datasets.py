@@ -11,15 +11,13 @@ mnist.npz                  MNIST, as Keras keeps it
 The digits come with scikit-learn.
 """
 
-import csv
-import gzip
 import io
 import re
 
 import numpy as np
 from scipy.io import arff
 
-from examples import two_digits
+from examples import molecules, two_digits
 
 # The last attributes, and how many of them the study takes as its tasks.
 TARGETS = {"enb": 2, "atp1d": 6, "oes97": 16, "scpf": 3, "wq": 14}
@@ -67,39 +65,16 @@ def task_name(attribute):
 
 def tox21(folder):
     """Log counts of Morgan fingerprints; labels that are missing are NaN."""
-    with gzip.open(folder / "molecules" / "tox21.csv.gz", "rt") as file:
-        reader = csv.DictReader(file)
-        tasks = reader.fieldnames[:ASSAYS]
-        rows = list(reader)
-    found = fingerprints([row["smiles"] for row in rows])
-    known = [i for i, counts in enumerate(found) if counts is not None]
-    x = np.log1p(np.array([found[i] for i in known], "float32"))
-    y = {
-        task_name(task): np.array(
-            [float(rows[i][task] or "nan") for i in known], "float32"
-        )
-        for task in tasks
-    }
-    # A molecule that has none of the labels tells nothing.
-    some = ~np.isnan(list(y.values())).all(axis=0)
-    x, y = x[some], {task: labels[some] for task, labels in y.items()}
-    return split(x, y, random_parts(len(x), shares=(0.8, 0.1)))
-
-
-def fingerprints(all_smiles):
-    """Counts of Morgan's circular parts; `None` of what does not parse."""
-    from rdkit import Chem, RDLogger
-    from rdkit.Chem import rdFingerprintGenerator
-
-    RDLogger.DisableLog("rdApp.*")  # it says of each one why it does not parse
-    generator = rdFingerprintGenerator.GetMorganGenerator(
-        radius=2, fpSize=FINGERPRINT_BITS
+    names, smiles, labels = molecules.read(
+        folder / "molecules" / "tox21.csv.gz"
     )
-    molecules = map(Chem.MolFromSmiles, all_smiles)
-    return [
-        None if m is None else generator.GetCountFingerprintAsNumPy(m)
-        for m in molecules
-    ]
+    x, _, readable = molecules.featurized(smiles, FINGERPRINT_BITS)
+    labels = labels[readable]
+    # A molecule that has none of the labels tells nothing.
+    some = ~np.isnan(labels).all(axis=1)
+    x, labels = x[some], labels[some]
+    y = dict(zip(map(task_name, names), labels.T, strict=True))
+    return split(x, y, random_parts(len(x), shares=(0.8, 0.1)))
 
 
 def digits():

@@ -145,7 +145,7 @@ def tox21(folder):
         splits,
         build,
         loss="binary_crossentropy",
-        metric=keras.metrics.AUC(name="auc"),  # of a class Keras numbers it
+        metric=keras.metrics.AUC(name="auc"),
         select=("auc", "max"),
         learning_rates=(5e-4, 2e-3),
         epochs=5,

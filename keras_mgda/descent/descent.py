@@ -26,7 +26,7 @@ from keras_mgda.descent.encoder_layers import (
     last_two_layers,
     layer_names,
 )
-from keras_mgda.descent.forward import ForwardPass
+from keras_mgda.descent.forward import ForwardPass, by_task
 from keras_mgda.descent.kept_weights import KeptWeights, check_update_every
 from keras_mgda.descent.looks import Looks, Verify
 from keras_mgda.descent.readers import losses
@@ -223,7 +223,7 @@ class Descent:
         forward.complete(self.output_names)
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:
-            num_labels = forward.by_task(list(forward.num_labels.values()))
+            num_labels = by_task(list(forward.num_labels.values()))
             shares = forward.by_output(replica_shares(num_labels))
             seeds = [
                 [seed * tf.cast(share, seed.dtype) for seed in of_output]
@@ -436,7 +436,7 @@ def _weighted_losses(
     forward: ForwardPass, seeds: Sequence[list[tf.Tensor]]
 ) -> tf.Tensor:
     """`[m]`, float32: the task losses as they enter the total loss."""
-    return forward.by_task(
+    return by_task(
         [
             tf.add_n(
                 [

@@ -141,12 +141,6 @@ class ForwardPass:
             for part, of_output in zip(parts, losses, strict=True)
         ]
 
-    def by_task(self, of_outputs: Sequence[tf.Tensor]) -> tf.Tensor:
-        """The inverse of `by_output`."""
-        if not any(of_output.shape.rank for of_output in of_outputs):
-            return tf.stack(of_outputs)
-        return tf.concat([tf.reshape(v, [-1]) for v in of_outputs], axis=0)
-
     def mark_representation(self, encoded: tf.Tensor, group: Any) -> tf.Tensor:
         """Notes a tensor of `Z`; returns what the heads shall read."""
         if not encoded.dtype.is_floating:
@@ -253,7 +247,7 @@ class ForwardPass:
 
 
 class Repetition:
-    """What a forward pass left that was made once more, for its losses alone.
+    """What a forward pass left that is made once more, for its losses alone.
 
     Args:
         given: what the heads shall read for the tensors of `Z`; `None` for
@@ -279,13 +273,13 @@ class Repetition:
         self.read.append(tf.identity(encoded))
         return self.read[-1]
 
-    def mark_task_loss(self, task: str, loss: tf.Tensor) -> tf.Tensor:
-        self.task_losses.setdefault(task, []).append(loss)
+    def mark_task_loss(self, output: str, loss: tf.Tensor) -> tf.Tensor:
+        self.task_losses.setdefault(output, []).append(loss)
         return loss
 
-    def complete(self, task_names: Sequence[str]) -> None:
+    def complete(self, outputs: Sequence[str]) -> None:
         """Puts the losses in this order."""
-        self.task_losses = {task: self.task_losses[task] for task in task_names}
+        self.task_losses = {name: self.task_losses[name] for name in outputs}
 
 
 @contextlib.contextmanager
@@ -352,6 +346,25 @@ def mark_representation(tensors: Sequence[Any], group: Any) -> list[Any]:
         else:
             marked.append(forward.mark_representation(tensor, group))
     return marked
+
+
+def by_task(of_outputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`[m]` from one tensor for each output: the inverse of `by_output`."""
+    if not any(of_output.shape.rank for of_output in of_outputs):
+        return tf.stack(of_outputs)
+    return tf.concat([tf.reshape(v, [-1]) for v in of_outputs], axis=0)
+
+
+def losses_by_task(
+    forward: ForwardPass | Repetition, dtype: tf.DType
+) -> tf.Tensor:
+    """`[m]`: the losses before `loss_weights`, this replica's summands."""
+    return by_task(
+        [
+            tf.add_n([tf.cast(loss, dtype) for loss in of_output])
+            for of_output in forward.task_losses.values()
+        ]
+    )
 
 
 def num_tasks_of(losses: Sequence[tf.Tensor]) -> int:

@@ -20,7 +20,12 @@ import keras
 import tensorflow as tf
 
 from keras_mgda.descent.directions import Direction
-from keras_mgda.descent.forward import ForwardPass, repeat_forward_pass
+from keras_mgda.descent.forward import (
+    ForwardPass,
+    by_task,
+    losses_by_task,
+    repeat_forward_pass,
+)
 from keras_mgda.descent.looks import Looks
 from keras_mgda.descent.readers import find_readers
 from keras_mgda.distribution.replicas import (
@@ -83,7 +88,7 @@ class TakenStep:
             run: makes that forward pass once more, losses and all.
             skips: whether a step that is not finite is skipped.
         """
-        before = _losses(forward)
+        before = losses_by_task(forward, tf.float64)
         due = looks.is_due(before, self._is_update())
         readers = direction.readers or find_readers(forward, self._variables)
 
@@ -112,7 +117,7 @@ class TakenStep:
         losses = tf.concat([before[None], losses], 0)
         labelled = tf.ones(before.shape, tf.bool)
         if forward.num_labels:
-            num_labels = forward.by_task(list(forward.num_labels.values()))
+            num_labels = by_task(list(forward.num_labels.values()))
             labelled = sum_over_replicas(num_labels) > 0
             losses *= tf.cast(replica_shares(num_labels), losses.dtype)
         before, after, of_encoder = tf.unstack(sum_over_replicas(losses))
@@ -152,7 +157,7 @@ class TakenStep:
         ):
             run()
         repeated.complete(outputs)
-        return _losses(repeated), repeated.read
+        return losses_by_task(repeated, tf.float64), repeated.read
 
 
 def changes(
@@ -212,15 +217,6 @@ def _only_keras_state() -> Iterator[None]:
                 "`add_weight` in place of `tf.Variable`, and `keras.random` "
                 "with a `SeedGenerator` in place of `tf.random`."
             )
-
-
-def _losses(forward: Any) -> tf.Tensor:
-    """`[m]`, float64: before `loss_weights`, this replica's summands."""
-    of_outputs = [
-        tf.add_n([tf.cast(loss, tf.float64) for loss in of_output])
-        for of_output in forward.task_losses.values()
-    ]
-    return tf.concat([tf.reshape(loss, [-1]) for loss in of_outputs], axis=0)
 
 
 def _read(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
