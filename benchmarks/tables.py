@@ -496,45 +496,6 @@ def diagnosis_intervals(folder=RESULTS):
     )
 
 
-def agreement(folder=RESULTS):
-    """Whether `diagnose` foresees what `verify` logs."""
-
-    def in_words(share):
-        value, low, high = (f"{100 * x:.0f}" for x in share)
-        return f"{value} % ({low} to {high})"
-
-    rows = []
-    for name, moments in load(folder / "agreement.json")["problems"].items():
-        for found in moments:
-            (_, low, high), (_, seen_low, seen_high) = (
-                found["foreseen"],
-                found["seen"],
-            )
-            rows.append(
-                [
-                    name,
-                    str(found["epoch"]),
-                    in_words(found["foreseen"]),
-                    in_words(found["seen"]),
-                    f"{found['foreseen_conflicts']:.2f}",
-                    f"{found['seen_conflicts']:.2f}",
-                    "yes" if low <= seen_high and seen_low <= high else "no",
-                ]
-            )
-    return markdown(
-        [
-            "",
-            "epochs",
-            "foreseen",
-            "seen",
-            "conflicts foreseen",
-            "conflicts seen",
-            "agree",
-        ],
-        rows,
-    )
-
-
 def diagnosis_memory(folder=RESULTS):
     found = load(folder / "diagnosis.json")["memory"]
     return markdown(
@@ -602,7 +563,6 @@ TABLES = {
     "diagnosis_intervals": diagnosis_intervals,
     "diagnosis_memory": diagnosis_memory,
     "monitor": monitor,
-    "agreement": agreement,
     "study": study,
     "study_changes": study_changes,
     "study_effort": study_effort,

@@ -9,18 +9,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
 ).strip()
-# One core for each process of xdist, or TensorFlow starts as many threads as
-# there are cores in each of them.
-worker = os.environ.get("PYTEST_XDIST_WORKER")
-if worker and hasattr(os, "sched_setaffinity"):  # Linux
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 import keras
 import pytest
 import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+# One core for each process of xdist, or TensorFlow starts as many threads as
+# there are cores in each of them. (It starts them when it is first used.)
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+if worker and hasattr(os, "sched_setaffinity"):  # Linux
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 # For the strategies to have devices to run on; only possible this early.
 tf.config.set_logical_device_configuration(
