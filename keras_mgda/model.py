@@ -362,7 +362,7 @@ class MGDAModel(keras.Model):
         looks_back = self._descent.config["verify"] == "step"
         taken = TakenStep(self) if looks_back else None
         with (
-            record_forward_pass() as forward,
+            record_forward_pass(persistent=self._looks_at_tasks) as forward,
             noted_logits(forward, self._last_layers),
         ):
             y_pred, total_loss = self._forward(x, y, sample_weight)
@@ -393,6 +393,15 @@ class MGDAModel(keras.Model):
         share_statistics(self)
         return self._for_workers(
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        )
+
+    @property
+    def _looks_at_tasks(self) -> bool:
+        """Whether a step needs more than the gradient of the total loss."""
+        return (
+            not self._descent.is_plain_sum
+            or self._labels is not None
+            or skips_overflow(self.optimizer)
         )
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:

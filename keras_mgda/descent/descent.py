@@ -162,6 +162,15 @@ class Descent:
         }
 
     @property
+    def is_plain_sum(self) -> bool:
+        """Whether steps are those of stock Keras, and nobody looks at tasks."""
+        return (
+            isinstance(self.weighting, weightings.Uniform)
+            and self._kept is None
+            and not self.config["verify"]
+        )
+
+    @property
     def cost(self) -> str:
         """What a step looks at, and its backward passes, in a sentence."""
         m, gradients = len(self._task_names), self.config["gradients"]
@@ -221,6 +230,8 @@ class Descent:
                 weighting sees them without.
         """
         forward.complete(self.output_names)
+        if not forward.persistent:
+            return along_sum(forward, variables, total_loss, loss_scale)
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:
             num_labels = by_task(list(forward.num_labels.values()))

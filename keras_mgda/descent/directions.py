@@ -30,6 +30,7 @@ from keras_mgda.descent.task_gradients import (
     check_tasks_are_trained,
     combine,
     dense,
+    of_total_loss,
 )
 from keras_mgda.distribution.replicas import num_replicas, sum_over_replicas
 from keras_mgda.linalg.gram import jacobian_gram
@@ -260,13 +261,13 @@ def along_sum(
     total_loss: tf.Tensor,
     loss_scale: tf.Tensor,
 ) -> Direction:
-    """The gradient of the total loss, as stock Keras takes it."""
-    with forward.encoder_gate.opened(), forward.loss_gate.opened():
-        found = forward.tape.gradient(
-            total_loss,
-            values(variables),
-            tf.cast(loss_scale, total_loss.dtype),
-        )
+    """The gradient of the total loss, as stock Keras takes it: one, and all.
+
+    Raises:
+        ValueError: as `of_total_loss`.
+    """
+    with forward.loss_gate.opened():
+        _, found = of_total_loss(forward, variables, total_loss, loss_scale)
     return Direction(found, tf.ones([forward.num_tasks]))
 
 

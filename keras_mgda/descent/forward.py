@@ -89,7 +89,8 @@ class ForwardPass:
     with losses `[m]`.
 
     Attributes:
-        tape: the persistent tape that watched the forward pass.
+        tape: that watched the forward pass.
+        persistent: whether the tape tells more than one gradient.
         representations: the tensors of `Z`, in the order in which they were
             met.
         read_before: the TensorFlow variables that were read before the last
@@ -104,8 +105,9 @@ class ForwardPass:
         loss_gate: shut between the total loss and the task losses.
     """
 
-    def __init__(self, tape: tf.GradientTape) -> None:
+    def __init__(self, tape: tf.GradientTape, persistent: bool) -> None:
         self.tape = tape
+        self.persistent = persistent
         self.graph = tf.compat.v1.get_default_graph()
         self.representations: list[Representation] = []
         self.read_before: tuple[tf.Variable, ...] = ()
@@ -283,10 +285,16 @@ class Repetition:
 
 
 @contextlib.contextmanager
-def record_forward_pass() -> Iterator[ForwardPass]:
-    """Records the forward pass in this block. One per replica and step."""
-    with tf.GradientTape(persistent=True) as tape:
-        forward = ForwardPass(tape)
+def record_forward_pass(*, persistent: bool = True) -> Iterator[ForwardPass]:
+    """Records the forward pass in this block. One per replica and step.
+
+    Args:
+        persistent: whether more than one gradient will be asked for. TensorFlow
+            then keeps every loop of the graph, such as that of a recurrent
+            layer, fit for derivatives of any order: a GRU takes a third longer.
+    """
+    with tf.GradientTape(persistent=persistent) as tape:
+        forward = ForwardPass(tape, persistent)
         token = _current.set(forward)
         try:
             yield forward
