@@ -69,7 +69,7 @@ def tox21(folder):
         folder / "molecules" / "tox21.csv.gz"
     )
     x, _, readable = molecules.featurized(smiles, FINGERPRINT_BITS)
-    labels = labels[readable]
+    names, labels = names[:ASSAYS], labels[readable, :ASSAYS]
     # A molecule that has none of the labels tells nothing.
     some = ~np.isnan(labels).all(axis=1)
     x, labels = x[some], labels[some]

@@ -66,7 +66,7 @@ def folder(model, files, records, tmp_path_factory):
         "records": records,
     }
     blocks = [block.code for block in python_blocks(DOCS)]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     before = os.getcwd()
     os.chdir(folder)
     try:
@@ -80,6 +80,11 @@ def folder(model, files, records, tmp_path_factory):
 
 def test_the_first_version_is_published(folder):
     assert list(serving.list_versions(folder / "mtl")) == [1]
+
+
+def test_one_task_is_published_alone(folder):
+    published = serving.read(folder / "left" / "1")
+    assert set(published.signatures) == {"serving_default", "predict_left"}
 
 
 def test_image_files_and_records_are_answered(
