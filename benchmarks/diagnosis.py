@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 
 import keras_mgda
 from benchmarks import drawn_gradients as drawn
-from benchmarks.harness import FIGURES, RESULTS, ROOT
+from benchmarks.harness import FIGURES, RESULTS, ROOT, interleaved
 from examples.networks import resnet18
 from keras_mgda.callbacks import TaskMonitor
 from keras_mgda.diagnosis import diagnose, diagnosis_of
@@ -154,19 +154,22 @@ def monitor(rounds=25, steps=400):
         t: rng.normal(size=(64 * steps, 1)).astype("float32") for t in tasks
     }
 
-    def seconds(callbacks):
-        start = time.process_time()
-        model.fit(inputs, labels, batch_size=64, verbose=0, callbacks=callbacks)
-        return time.process_time() - start
+    def train(*callbacks):
+        model.fit(
+            inputs, labels, batch_size=64, verbose=0, callbacks=list(callbacks)
+        )
 
-    seconds([])
-    ratios = []
     with tempfile.TemporaryDirectory() as log_dir:
-        for k in range(rounds):
-            both = [[], [TaskMonitor(log_dir)]]
-            times = [seconds(of_turn) for of_turn in both[:: 1 - 2 * (k % 2)]]
-            without, with_it = times[:: 1 - 2 * (k % 2)]
-            ratios.append(with_it / without)
+        times = interleaved(
+            {"without": train, "with": lambda: train(TaskMonitor(log_dir))},
+            rounds,
+            warm_up=1,
+            clock=time.process_time,
+        )
+    ratios = [
+        own / other
+        for own, other in zip(times["with"], times["without"], strict=True)
+    ]
     result = {
         "ratio": round(statistics.median(ratios), 4),
         "lowest": round(min(ratios), 4),

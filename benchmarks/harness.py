@@ -38,7 +38,14 @@ def parser(doc, **numbers):
     return parser
 
 
-def interleaved(calls, rounds, repeats=None, warm_up=0, seconds=math.inf):
+def interleaved(
+    calls,
+    rounds,
+    repeats=None,
+    warm_up=0,
+    seconds=math.inf,
+    clock=None,
+):
     """Times of calls that take turns, in an order that changes.
 
     Whatever else the machine does meets them all alike, so that ratios within
@@ -50,21 +57,22 @@ def interleaved(calls, rounds, repeats=None, warm_up=0, seconds=math.inf):
         repeats: `{name: calls in a row that are timed together}`, if not 1.
         warm_up: rounds before them, which do not count.
         seconds: after which no round begins.
+        clock: what times are read from, by default `time.perf_counter`.
 
     Returns:
         `{name: [seconds of one call in each round]}`.
     """
-    repeats = repeats or {}
+    repeats, clock = repeats or {}, clock or time.perf_counter
     times = {name: [] for name in calls}
     order = list(calls)
     end = time.perf_counter() + seconds
     for _ in range(warm_up + rounds):
         order = order[1:] + order[:1]
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats.get(name, 1)):
                 calls[name]()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             times[name].append(elapsed / repeats.get(name, 1))
         if time.perf_counter() > end:
             break

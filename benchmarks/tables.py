@@ -65,42 +65,42 @@ def scaling(folder=RESULTS):
 
 
 def step_cost(folder=RESULTS):
-    results = load(folder / "step_cost.json")["directions"]
-    return _beside_stock(results)
+    return _steps(load(folder / "step_cost.json")["directions"])
 
 
 def look_cost(folder=RESULTS):
-    results = load(folder / "step_cost.json")["looks"]
-    return _beside_stock(results)
+    return _steps(load(folder / "step_cost.json")["looks"])
 
 
-def first_steps(folder=RESULTS):
-    """Seconds of stock Keras, and the others' as ratios to them."""
-    results = load(folder / "step_cost.json")["directions"]
-    first = [of_case["first_step_seconds"] for of_case in results]
+def _steps(results):
     return _beside_stock(
-        [
-            {
-                "case": of_case["case"],
-                "stock_step_seconds": times["stock"],
-                "step_ratio": {m: times[m] / times["stock"] for m in times},
-            }
-            for of_case, times in zip(results, first, strict=True)
-        ]
+        (of_case["case"], of_case["stock_step_seconds"], of_case["step_ratio"])
+        for of_case in results
     )
 
 
-def _beside_stock(results):
-    methods = [m for m in results[0]["step_ratio"] if m != "stock"]
+def first_steps(folder=RESULTS):
+    results = load(folder / "step_cost.json")["directions"]
+    first = {r["case"]: r["first_step_seconds"] for r in results}
+    return _beside_stock(
+        (
+            case,
+            times["stock"],
+            {m: t / times["stock"] for m, t in times.items()},
+        )
+        for case, times in first.items()
+    )
+
+
+def _beside_stock(cases):
+    """Of each case its name, stock Keras in seconds, and `{method: ratio}`."""
+    cases = list(cases)
+    methods = [method for method in cases[0][2] if method != "stock"]
     return markdown(
         ["", "stock Keras, s", *methods],
         [
-            [
-                of_case["case"],
-                f"{of_case['stock_step_seconds']:.3g}",
-                *(f"{of_case['step_ratio'][m]:.2f}" for m in methods),
-            ]
-            for of_case in results
+            [name, f"{seconds:.3g}", *(f"{ratios[m]:.2f}" for m in methods)]
+            for name, seconds, ratios in cases
         ],
     )
 

@@ -234,7 +234,7 @@ class Descent:
             return along_sum(forward, variables, total_loss, loss_scale)
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:
-            num_labels = by_task(list(forward.num_labels.values()))
+            num_labels = forward.labels_by_task
             shares = forward.by_output(replica_shares(num_labels))
             seeds = [
                 [seed * tf.cast(share, seed.dtype) for seed in of_output]
@@ -262,7 +262,7 @@ class Descent:
             task_weights = self._kept_or(
                 lambda: (weigh(gram), True), task_losses
             )
-            if _is_plain_sum(task_weights) and not forward.num_labels:
+            if _are_ones(task_weights) and not forward.num_labels:
                 found = along_sum(forward, variables, total_loss, loss_scale)
                 rest = [None] * len(rest)
             else:
@@ -483,7 +483,7 @@ def _gram_of_overflow(
     return tf.cond(tf.reduce_all(finite), lambda: tf.zeros([m, m]), gram)
 
 
-def _is_plain_sum(task_weights: tf.Tensor) -> bool:
+def _are_ones(task_weights: tf.Tensor) -> bool:
     """Whether the weights are known to be one before any step is made."""
     known = tf.get_static_value(task_weights)
     return known is not None and bool((known == 1.0).all())

@@ -132,6 +132,11 @@ class ForwardPass:
             for _ in range(num_tasks_of(losses))
         ]
 
+    @property
+    def labels_by_task(self) -> tf.Tensor:
+        """`[m]`: `num_labels`, where somebody counts them."""
+        return by_task(list(self.num_labels.values()))
+
     def by_output(self, of_tasks: tf.Tensor) -> list[tf.Tensor]:
         """`[m]` as one tensor for each output, of the shape of its losses."""
         losses = self.task_losses.values()

@@ -180,8 +180,10 @@ def _two_tasks(gram: tf.Tensor, active: tf.Tensor) -> tf.Tensor:
 def _frank_wolfe(
     gram: tf.Tensor, active: tf.Tensor, max_steps: int, tolerance: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lines 6 to 14 of Algorithm 2; a short step, which stops it there, is no
-    sign of a solution."""
+    """Lines 6 to 14 of Algorithm 2, but for its stop.
+
+    That a step is short is no sign of a solution.
+    """
     squared_norms = tf.linalg.diag_part(gram)
     tolerance *= _min_over(active, squared_norms)
 

@@ -22,7 +22,6 @@ import tensorflow as tf
 from keras_mgda.descent.directions import Direction
 from keras_mgda.descent.forward import (
     ForwardPass,
-    by_task,
     losses_by_task,
     repeat_forward_pass,
 )
@@ -117,7 +116,7 @@ class TakenStep:
         losses = tf.concat([before[None], losses], 0)
         labelled = tf.ones(before.shape, tf.bool)
         if forward.num_labels:
-            num_labels = by_task(list(forward.num_labels.values()))
+            num_labels = forward.labels_by_task
             labelled = sum_over_replicas(num_labels) > 0
             losses *= tf.cast(replica_shares(num_labels), losses.dtype)
         before, after, of_encoder = tf.unstack(sum_over_replicas(losses))

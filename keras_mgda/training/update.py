@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_mgda.descent.directions import Direction
-from keras_mgda.descent.forward import ForwardPass, by_task
+from keras_mgda.descent.forward import ForwardPass
 from keras_mgda.descent.readers import Readers, find_readers
 from keras_mgda.descent.task_gradients import Gradient
 from keras_mgda.distribution.replicas import (
@@ -90,7 +90,7 @@ class Update:
             self.skipped.add_overflow(forward, direction, readers)
             gradients = share_overflow(gradients)
         if forward.num_labels:
-            num_labels = by_task(list(forward.num_labels.values()))
+            num_labels = forward.labels_by_task
             has_labels = sum_over_replicas(num_labels) > 0
             self.skipped.add_labels(has_labels)
             self._apply_where_labelled(

@@ -248,3 +248,28 @@ def test_serves_as_a_layer_of_another_model():
     features, _, _ = examples(4)
     assert outer.predict(features, verbose=0).shape == (4, 4)
     assert model.count_params() == outer.count_params()
+
+
+def test_the_plain_sum_leaves_loops_as_stock_keras_does():
+    """A persistent tape would wrap each, fit for derivatives of any order."""
+
+    def loops(make, **how):
+        x = keras.Input((4, 3))
+        h = layers.GRU(5, return_sequences=True)(x)
+        if how:
+            h = SharedRepresentation()(h)
+        outputs = {t: layers.Dense(1)(layers.GRU(5)(h)) for t in ("a", "b")}
+        model = make(x, outputs)
+        model.compile("sgd", dict.fromkeys(outputs, "mse"), **how)
+        data = tf.ones([2, 4, 3]), dict.fromkeys(outputs, tf.ones([2, 1]))
+        step = tf.function(model.train_step, autograph=False)
+        graph = step.get_concrete_function(data).graph.as_graph_def()
+        nodes = [n.op for n in graph.node]
+        for function in graph.library.function:
+            nodes += [n.op for n in function.node_def]
+        return {op: nodes.count(op) for op in ("While", "TensorListPopBack")}
+
+    expected = loops(keras.Model)
+    assert expected["TensorListPopBack"] > 0
+    assert loops(MGDAModel, weighting="uniform") == expected
+    assert loops(MGDAModel, weighting="mgda") != expected
