@@ -16,13 +16,6 @@ import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# One core for each process of xdist, or TensorFlow starts as many threads as
-# there are cores in each of them. (It starts them when it is first used.)
-worker = os.environ.get("PYTEST_XDIST_WORKER")
-if worker and hasattr(os, "sched_setaffinity"):  # Linux
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
-
 # For the strategies to have devices to run on; only possible this early.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
