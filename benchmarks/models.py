@@ -32,7 +32,9 @@ class Network(NamedTuple):
     vocabulary: int = 0
 
 
-def build(network, num_tasks, how, loss=None, momentum=0.9):
+def build(
+    network, num_tasks, how, loss=None, momentum=0.9, towers_are_marked=False
+):
     """A compiled model. After each call all variables start alike.
 
     Args:
@@ -41,6 +43,8 @@ def build(network, num_tasks, how, loss=None, momentum=0.9):
         how: the arguments of `MGDAModel.compile`; `None` for stock Keras.
         loss: of every task; by default cross-entropy of logits.
         momentum: of SGD.
+        towers_are_marked: what the tower returns is a shared representation,
+            too, and not `Z` alone.
     """
     keras.utils.set_random_seed(0)
     dtype = "int32" if network.vocabulary else None
@@ -50,7 +54,10 @@ def build(network, num_tasks, how, loss=None, momentum=0.9):
         z = keras_mgda.SharedRepresentation()(z)
     reads = [z] * num_tasks
     if network.tower is not None:
-        reads[1:] = [network.tower(z)] * (num_tasks - 1)
+        of_tower = network.tower(z)
+        if towers_are_marked:
+            of_tower = keras_mgda.SharedRepresentation()(of_tower)
+        reads[1:] = [of_tower] * (num_tasks - 1)
     outputs = {f"task{t:03}": network.head(x) for t, x in enumerate(reads)}
     model = (keras.Model if how is None else keras_mgda.MGDAModel)(
         inputs, outputs

@@ -5,6 +5,7 @@ interleaved in rounds whose order changes; medians. Prints tables and writes
 results/step_cost.json, where cases that were not asked for stay.
 
     python -m benchmarks.step_cost [--rounds 9] [--steps 4] [--cases NAME ...]
+        [--tables directions looks towers]
 """
 
 import functools
@@ -30,6 +31,13 @@ LOOKS = {
     'verify="step"': {"verify": "step"},
     'verify="step", every 50th': {"verify": "step", "verify_every": EVERY},
 }
+# Where several tasks share a tower behind `Z`.
+MARKED = "MGDA-UB, towers marked"
+TOWERS = {
+    "stock": None,
+    "MGDA-UB": {},
+    MARKED: {},
+}
 # The name of a network in `benchmarks.models`, tasks, and batch size.
 CASES = {
     "LeNet, 2 tasks": ("LENET", 2, 256),
@@ -46,7 +54,15 @@ CASES = {
     "GRU of 4 of 5 tasks": ("GRU", 5, 64),
     "GRU of 12 of 13 tasks": ("GRU", 13, 64),
 }
+WITH_TOWERS = [
+    case for case, (network, *_) in CASES.items() if network in ("TOWER", "GRU")
+]
 LOOKED_AT = ("LeNet, 2 tasks", "LeNet, 10 tasks", "ResNet-18 (16), 40 tasks")
+KINDS = {
+    "directions": (METHODS, CASES),
+    "looks": (LOOKS, LOOKED_AT),
+    "towers": (TOWERS, WITH_TOWERS),
+}
 
 
 def measure(network, num_tasks, batch_size, methods, rounds, steps):
@@ -56,7 +72,9 @@ def measure(network, num_tasks, batch_size, methods, rounds, steps):
     network = getattr(models, network)
     calls, first = {}, {}
     for name, how in methods.items():
-        model = models.build(network, num_tasks, how)
+        model = models.build(
+            network, num_tasks, how, towers_are_marked=name == MARKED
+        )
         data = models.batches(model, batch_size, network.vocabulary)
         start = time.perf_counter()
         model.fit(data, steps_per_epoch=1, verbose=0)
@@ -81,24 +99,27 @@ def measure(network, num_tasks, batch_size, methods, rounds, steps):
 def main(argv=None):
     parser = harness.parser(__doc__, rounds=9, steps=4)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--tables", nargs="+", choices=KINDS, default=KINDS)
     args = parser.parse_args(argv)
     path = args.results / "step_cost.json"
     before = harness.load(path) if path.exists() else {}
     results = {}
-    for kind, methods, cases in [
-        ("directions", METHODS, CASES),
-        ("looks", LOOKS, LOOKED_AT),
-    ]:
+    for kind, (methods, cases) in KINDS.items():
         known = {line["case"]: line for line in before.get(kind, ())}
         for case in args.cases:
-            if case in cases:
+            if case in cases and kind in args.tables:
                 known[case] = {"case": case} | harness.in_fresh_process(
                     measure, *CASES[case], methods, args.rounds, args.steps
                 )
                 print(known[case], flush=True)
         results[kind] = [known[case] for case in cases if case in known]
     harness.write(path, {"rounds": args.rounds, "steps": args.steps} | results)
-    for table in (tables.step_cost, tables.first_steps, tables.look_cost):
+    for table in (
+        tables.step_cost,
+        tables.first_steps,
+        tables.look_cost,
+        tables.tower_cost,
+    ):
         print(table(args.results), end="\n\n")
 
 

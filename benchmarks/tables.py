@@ -72,6 +72,10 @@ def look_cost(folder=RESULTS):
     return _steps(load(folder / "step_cost.json")["looks"])
 
 
+def tower_cost(folder=RESULTS):
+    return _steps(load(folder / "step_cost.json")["towers"])
+
+
 def _steps(results):
     return _beside_stock(
         (of_case["case"], of_case["stock_step_seconds"], of_case["step_ratio"])
@@ -496,6 +500,40 @@ def diagnosis_intervals(folder=RESULTS):
     )
 
 
+def agreement(folder=RESULTS):
+    def share(found):
+        low, high = found["low"], found["high"]
+        return f"{found['harmful']:.0%} ({low:.0%} to {high:.0%})"
+
+    return markdown(
+        [
+            "",
+            "after epoch",
+            "the model is",
+            "steps that harm a task: foreseen",
+            "seen",
+            "tasks harmed in a step: foreseen",
+            "seen",
+        ],
+        [
+            [
+                name,
+                at["epoch"],
+                at["how"],
+                *(share(at[key]) for key in ("foreseen", "seen")),
+                *(
+                    f"{at[key]['conflicts']:.2f}"
+                    for key in ("foreseen", "seen")
+                ),
+            ]
+            for name, moments in load(folder / "agreement.json")[
+                "problems"
+            ].items()
+            for at in moments
+        ],
+    )
+
+
 def diagnosis_memory(folder=RESULTS):
     found = load(folder / "diagnosis.json")["memory"]
     return markdown(
@@ -514,9 +552,10 @@ def diagnosis_memory(folder=RESULTS):
 
 def monitor(folder=RESULTS):
     found = load(folder / "diagnosis.json")["monitor"]
+    low, high = found["low"], found["high"]
     return markdown(
-        ["processor time with the monitor / without", "least", "most"],
-        [[f"{found[key]:.3f}" for key in ("ratio", "lowest", "highest")]],
+        ["processor time with the monitor / without", "95 % interval"],
+        [[f"{found['ratio']:.3f}", f"{low:.3f} to {high:.3f}"]],
     )
 
 
@@ -540,6 +579,7 @@ def study_diagnosis(folder=RESULTS):
 
 
 TABLES = {
+    "agreement": agreement,
     "demo": demo,
     "scaling": scaling,
     "accuracy": accuracy,
@@ -547,6 +587,7 @@ TABLES = {
     "step_cost": step_cost,
     "first_steps": first_steps,
     "look_cost": look_cost,
+    "tower_cost": tower_cost,
     "solver": solver,
     "weightings": weightings,
     "fronts": fronts,

@@ -131,6 +131,7 @@ class TaskMonitor(keras.callbacks.Callback):
         self.log_dir = log_dir
         self.every = every
         self._writer: Any = None
+        self._step = 0
 
     def set_model(self, model: keras.Model) -> None:
         _check_model(self, model)
@@ -141,8 +142,14 @@ class TaskMonitor(keras.callbacks.Callback):
             self._writer = tf.summary.create_file_writer(
                 os.fspath(self.log_dir)
             )
-        # Goes on where an earlier `fit` has ended.
-        self._step = int(self.model.optimizer.iterations)
+        # Goes on where an earlier `fit` has ended, of this object or another.
+        # Steps that a loss scale skipped, and batches of a gradient that is
+        # accumulated, are steps here, and are no iterations.
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        iterations = int(keras.ops.convert_to_numpy(optimizer.iterations))
+        batches = optimizer.gradient_accumulation_steps or 1
+        self._step = max(self._step, iterations * batches)
 
     def on_epoch_begin(
         self, epoch: int, logs: Mapping[str, Any] | None = None
@@ -168,13 +175,12 @@ class TaskMonitor(keras.callbacks.Callback):
         means = {
             name: float(np.mean([of_step[name] for of_step in self._of_steps]))
             for name in self._of_steps[0]
-            if "/" not in name
         }
         if self._writer is not None:
             if self._cosines:
                 image = _image(np.mean(self._cosines, axis=0))
-                with self._writer.as_default(step=epoch):
-                    _write("tasks/cosines", "images", image)
+                with self._writer.as_default(step=self._step):
+                    _write("images", {"tasks/cosines": image})
             self._writer.flush()
         _add(means, logs)
 
@@ -188,6 +194,7 @@ class TaskMonitor(keras.callbacks.Callback):
         tasks = self.model.task_names
         weights = self.model.task_weights
         found = {f"{task}_weight": weights[task] for task in tasks}
+        cosines_of_pairs: dict[str, float] = {}
         if self.model._descent.weighting.uses_gram:
             gram = self.model._descent.gram.numpy().astype(float)
             norms, cosines = _norms_and_cosines(gram)
@@ -196,12 +203,20 @@ class TaskMonitor(keras.callbacks.Callback):
                 f"{task}_gradient_norm": float(norm)
                 for task, norm in zip(tasks, norms, strict=True)
             }
-            found |= _of_pairs(tasks, cosines)
+            if len(tasks) > 1:
+                found["task_conflicts"] = _conflicts(cosines)
+                cosines_of_pairs = _of_pairs(tasks, cosines)
         self._of_steps.append(found)
         if self._writer is not None:
+            values = {_tag(name, tasks): value for name, value in found.items()}
             with self._writer.as_default(step=self._step):
-                for name, value in found.items():
-                    _write(_tag(name, tasks), "scalars", np.float32(value))
+                _write(
+                    "scalars",
+                    {
+                        tag: np.float32(value)
+                        for tag, value in (values | cosines_of_pairs).items()
+                    },
+                )
 
 
 class TaskWeightScheduler(keras.callbacks.Callback):
@@ -354,22 +369,22 @@ def _norms_and_cosines(
     return norms, np.clip(cosines, -1, 1)
 
 
+def _conflicts(cosines: npt.NDArray[Any]) -> float:
+    """How many pairs of tasks have a negative cosine; NaN if one is unknown."""
+    pairs = cosines[np.triu_indices(len(cosines), 1)]
+    return float("nan") if np.isnan(pairs).any() else float((pairs < 0).sum())
+
+
 def _of_pairs(
     tasks: Sequence[str], cosines: npt.NDArray[Any]
 ) -> dict[str, float]:
-    if len(tasks) < 2:
-        return {}
-    above = np.triu_indices(len(tasks), 1)
-    pairs = cosines[above]
-    known = not np.isnan(pairs).any()
-    found = {
-        "task_conflicts": float((pairs < 0).sum()) if known else float("nan"),
-        "cosines/smallest": float(pairs.min()),
-    }
+    """The smallest cosine, and that of each pair, by their names."""
+    pairs = cosines[np.triu_indices(len(tasks), 1)]
+    found = {"tasks/cosines/smallest": float(pairs.min())}
     if len(tasks) <= _MOST_TASKS_IN_PAIRS:
         names = itertools.combinations(tasks, 2)
         found |= {
-            f"cosines/{a}, {b}": float(cosine)
+            f"tasks/cosines/{a}, {b}": float(cosine)
             for (a, b), cosine in zip(names, pairs, strict=True)
         }
     return found
@@ -388,15 +403,20 @@ def _tag(name: str, tasks: Sequence[str]) -> str:
 _DATA_CLASSES = {"scalars": 1, "images": 3}
 
 
-def _write(tag: str, plugin: str, value: Any) -> None:
+def _write(plugin: str, values: Mapping[str, Any]) -> None:
     """What `tf.summary.scalar` and `image` do, which need TensorBoard itself.
 
-    It is no part of TensorFlow any more, and mostly runs elsewhere.
+    It is no part of TensorFlow any more, and mostly runs elsewhere. All tags
+    are one record: a record for each would cost more than the look itself.
     """
     metadata = tf.compat.v1.SummaryMetadata(
         plugin_data={"plugin_name": plugin}, data_class=_DATA_CLASSES[plugin]
     )
-    tf.summary.write(tag, value, metadata=metadata)
+    summary = tf.compat.v1.Summary()
+    for tag, value in values.items():
+        tensor = tf.make_tensor_proto(value)
+        summary.value.add(tag=tag, metadata=metadata, tensor=tensor)
+    tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
 
 def _image(cosines: npt.NDArray[Any]) -> list[bytes]:

@@ -366,7 +366,8 @@ def diagnose(
             the one that trains.
         loss: `{task: loss}`, for a functional model that is not compiled, or
             to be diagnosed with others.
-        loss_weights: as in `compile`, with `loss`.
+        loss_weights: as in `compile`, with `loss`. What stands for a missing
+            label stays what the model was compiled with.
 
     Returns:
         A `Diagnosis`.
@@ -478,8 +479,17 @@ def _model_of_tasks(
 
     The second is empty for a model that is trained by the plain sum.
     """
+    if loss is None and loss_weights is not None:
+        raise ValueError(
+            "`loss_weights` must come with `loss`. Received: loss_weights="
+            f"{loss_weights!r} alone. Give `loss={{task: ...}}`, too, or "
+            "compile the model with these weights."
+        )
     if isinstance(model, MGDAModel) and loss is None and model.compiled:
         return model, _name_of_mode(model)
+    unlabelled = None
+    if isinstance(model, MGDAModel) and model.compiled:
+        unlabelled = model._given["unlabelled"]
     if loss is None:
         if not getattr(model, "compiled", False):
             raise ValueError(
@@ -503,7 +513,13 @@ def _model_of_tasks(
             f"Received: {type(model).__name__}. Derive it from `MGDAModel`, "
             "or call `compile` before."
         )
-    own.compile("sgd", loss, loss_weights, weighting="uniform")
+    own.compile(
+        "sgd",
+        loss,
+        loss_weights,
+        weighting="uniform",
+        unlabelled=unlabelled,
+    )
     return own, ""
 
 
@@ -611,16 +627,33 @@ class _Look:
         self._limit = limit
         self._trains_by = trains_by
         self._function = tf.function(self._of_batch, autograph=False)
+        self._scale = model.optimizer.scale_loss(tf.ones([]))
 
     def variables(self, batch: Any) -> Sequence[tf.Variable]:
         """Those that a look at such a batch reads, or writes."""
-        return self._function.get_concrete_function(*batch).graph.variables
+        function = self._function.get_concrete_function(*batch, self._scale)
+        return function.graph.variables
 
     def at(self, batch: Any) -> dict[str, Any]:
-        found = self._function(*batch)
-        return {name: value.numpy() for name, value in found.items()}
+        """What is found, at a loss scale that the gradients fit.
 
-    def _of_batch(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        As in training an overflow halves it; it does not grow again.
+        """
+        while True:
+            found = {
+                name: value.numpy()
+                for name, value in self._function(*batch, self._scale).items()
+            }
+            overflow = np.isfinite(found["losses"]).all() and not (
+                np.isfinite(np.diag(found["gram"])).all()
+            )
+            if not overflow or self._scale <= 1:
+                return found
+            self._scale /= 2
+
+    def _of_batch(
+        self, x: Any, y: Any, sample_weight: Any, scale: tf.Tensor
+    ) -> Any:
         model = self._model
         with (
             record_forward_pass() as forward,
@@ -636,7 +669,6 @@ class _Look:
         forward.complete(model._descent.output_names)
         others.complete(model._descent.output_names)
         variables = model.trainable_variables
-        scale = model.optimizer.scale_loss(tf.ones([]))
         seeds, _ = of_total_loss(forward, variables, total_loss, scale)
         gradients = through_heads(forward, variables, seeds)
         check_tasks_are_trained(gradients)
@@ -852,6 +884,12 @@ def diagnosis_of(
         )
         for t, task in enumerate(task_names)
     }
+    # Sample weights of zero: whatever is predicted, the loss is zero.
+    counts_nothing = (
+        (losses == 0).all(axis=0)
+        & (others == 0).all(axis=0)
+        & (means.squared[:m] == 0)
+    )
     # All that could be found is at most at this level, together.
     num_statements = 2 * m * (m - 1) + 5 * m
     level = (1 - CONFIDENCE) / num_statements
@@ -860,7 +898,7 @@ def diagnosis_of(
         means,
         list(task_names),
         together,
-        labelled=share_of_labels > 0,
+        labelled=(share_of_labels > 0) & ~counts_nothing,
         losses=losses,
         other_losses=others,
         harmful=_step_report(products, np.ones([B, m])).harmful.value,
@@ -1152,8 +1190,9 @@ def _findings(
         add(
             "unlabelled",
             [t],
-            "No batch holds a label of it: it trains nothing. Look for its "
-            "labels, or give its output the loss `None`.",
+            "No batch holds a label of it that counts: it trains nothing. Look "
+            "for its labels and sample weights, or give its output the loss "
+            "`None`.",
             labelled=0,
         )
     done = _done(means, q, labelled, losses, other_losses)
@@ -1297,7 +1336,10 @@ def _done(
         _of_each(np.nan_to_num(other_losses.T)),
         q,
     )
-    solved = (ratio < DONE_LOSS) & (squared <= DONE_NORM**2 * squared.max())
+    # A loss that goes below zero does not end there.
+    ends_at_zero = ~((losses < 0) | (other_losses < 0)).any(axis=0)
+    solved = ends_at_zero & (ratio < DONE_LOSS)
+    solved &= squared <= DONE_NORM**2 * squared.max()
     _, low, high = means.signals(q)
     contrast = low.max(initial=0.0, where=labelled)
     noise = (high < DONE_SIGNAL) & (DONE_CONTRAST * high < contrast)

@@ -167,6 +167,19 @@ class Call:
         return _name(self.scope, self.node)
 
     @property
+    def paths(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Which outputs come from which inputs.
+
+        All from all, but of a mark each tensor from itself alone.
+        """
+        if isinstance(self.operation, SharedRepresentation) and len(
+            self.inputs
+        ) == len(self.outputs):
+            pairs = zip(self.inputs, self.outputs, strict=True)
+            return [([read], [made]) for read, made in pairs]
+        return [(self.inputs, self.outputs)]
+
+    @property
     def variables(self) -> list[keras.Variable]:
         """What the layer trains, or would if it was not frozen."""
         if not isinstance(self.operation, keras.layers.Layer):
@@ -200,12 +213,13 @@ class Graph:
         self.variables = {call: call.variables for call in self.calls}
         self.comes_from_variables: set[Tensor] = set()
         for call in self.calls:
-            if self.variables[call] or any(
-                tensor in self.comes_from_variables for tensor in call.inputs
-            ):
-                self.comes_from_variables.update(
-                    tensor for tensor in call.outputs if tensor.is_floating
-                )
+            for read, made in call.paths:
+                if self.variables[call] or any(
+                    tensor in self.comes_from_variables for tensor in read
+                ):
+                    self.comes_from_variables.update(
+                        tensor for tensor in made if tensor.is_floating
+                    )
             for tensor in call.inputs:
                 tensor.readers.append(call)
         self.tasks = {
@@ -219,11 +233,13 @@ class Graph:
         self.reads_call: dict[Call, set[str]] = {}
         self.reads_variable: dict[int, set[str]] = {}
         for call in reversed(self.calls):
+            for read, made in call.paths:
+                readers = union(self.reads.get(t, ()) for t in made)
+                for tensor in read:
+                    if tensor.is_floating:  # no gradient passes the others
+                        self.reads.setdefault(tensor, set()).update(readers)
             readers = union(self.reads.get(t, ()) for t in call.outputs)
             self.reads_call[call] = readers
-            for tensor in call.inputs:
-                if tensor.is_floating:  # no gradient passes the others
-                    self.reads.setdefault(tensor, set()).update(readers)
             for variable in self.variables[call]:
                 self.reads_variable.setdefault(id(variable), set()).update(
                     readers
@@ -259,18 +275,20 @@ class Graph:
         """The calls that these tensors come from."""
         wanted, found = set(ends), set()
         for call in reversed(self.calls):
-            if any(tensor in wanted for tensor in call.outputs):
-                found.add(call)
-                wanted.update(call.inputs)
+            for read, made in call.paths:
+                if any(tensor in wanted for tensor in made):
+                    found.add(call)
+                    wanted.update(read)
         return found
 
     def after(self, starts: Iterable[Tensor]) -> set[Call]:
         """The calls that come from these tensors."""
         known, found = set(starts), set()
         for call in self.calls:
-            if any(tensor in known for tensor in call.inputs):
-                found.add(call)
-                known.update(call.outputs)
+            for read, made in call.paths:
+                if any(tensor in known for tensor in read):
+                    found.add(call)
+                    known.update(made)
         return found
 
 

@@ -81,6 +81,12 @@ def variables_unfrozen(layer: keras.layers.Layer) -> list[keras.Variable]:
     ]
 
 
+def half_precisions(model: keras.Model) -> set[str]:
+    """`"float16"` and `"bfloat16"`, if some layer computes in it."""
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    return dtypes & {"float16", "bfloat16"}
+
+
 # The class in which Keras wraps a loss that is a function. It is not exported,
 # but the losses that are derive from it. Can go when it is exported.
 FunctionLoss = keras.losses.MeanSquaredError.__base__

@@ -60,6 +60,26 @@ def count_compilations(tmp_path):
     return count
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the cases of a test that is marked `sample(n)`, `n` are not slow.
+
+    They are spread evenly over the cases that are not slow by themselves.
+    """
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("sample") and not item.get_closest_marker(
+            "slow"
+        ):
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    for of_test in cases.values():
+        (number,) = of_test[0].get_closest_marker("sample").args
+        chosen = {k * len(of_test) // number for k in range(number)}
+        for k, item in enumerate(of_test):
+            if k not in chosen:
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_make_parametrize_id(config, val, argname):
     if isinstance(val, bool | int | float | str):
         return f"{argname}={val}"

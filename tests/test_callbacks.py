@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import itertools
 import pathlib
@@ -219,6 +220,92 @@ def test_monitor_sees_the_gram_matrix_of_the_step(tmp_path):
             np.linalg.norm(gradient), rel=1e-5
         )
     assert history["task_conflicts"] == [float(by_task[0] @ by_task[1] < 0)]
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_monitor_sees_what_weights_that_are_kept_were_chosen_by(run_eagerly):
+    """In the step that chose them, and in the one that went on with them."""
+
+    def norms(**options):
+        built = model(
+            gradients="parameters", run_eagerly=run_eagerly, **options
+        )
+        history = built.fit(
+            *data(),
+            batch_size=12,
+            shuffle=False,
+            verbose=0,
+            epochs=2,
+            steps_per_epoch=1,
+            callbacks=[TaskMonitor(every=1)],
+        ).history
+        return np.array([history[f"{t}_gradient_norm"] for t in "ab"])
+
+    kept = norms(update_every=2)
+    np.testing.assert_allclose(kept[:, 0], norms()[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(kept[:, 1], kept[:, 0])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.01),
+        keras.optimizers.SGD(0.01, gradient_accumulation_steps=2),
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.01, gradient_accumulation_steps=2),
+            initial_scale=2.0**127,  # skips
+        ),
+    ],
+    ids=["plain", "accumulated", "skipped"],
+)
+@pytest.mark.parametrize("same", [True, False])
+def test_monitor_counts_on(tmp_path, optimizer, same):
+    """Batches, whatever the optimizer makes of them; images too."""
+    if optimizer.name == "loss_scale_optimizer" and not same:
+        pytest.skip("nothing tells another monitor of steps that were skipped")
+    built = MGDAModel(*plain(SharedRepresentation))
+    built.compile(type(optimizer).from_config(optimizer.get_config()), "mse")
+    monitor = TaskMonitor(tmp_path, every=2)
+    for _ in range(2):
+        built.fit(*data(), batch_size=4, verbose=0, callbacks=[monitor])
+        monitor = monitor if same else TaskMonitor(tmp_path, every=2)
+    seen = events(tmp_path)
+    shown = sorted(step for step, _ in seen["tasks/weight/a"])
+    assert shown == [2, 4, 6, 8, 10, 12]
+    assert sorted(step for step, _ in seen["tasks/cosines"]) == [6, 12]
+
+
+def test_monitor_on_two_replicas_is_that_of_one(strategy, tmp_path):
+    def history(scope):
+        with scope:
+            built = model()
+        return built.fit(
+            *data(),
+            batch_size=8,
+            shuffle=False,
+            verbose=0,
+            callbacks=[TaskMonitor(tmp_path, every=1)],
+        ).history
+
+    two, one = history(strategy.scope()), history(contextlib.nullcontext())
+    for name in ("a_weight", "b_gradient_norm", "task_conflicts"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4)
+
+
+def test_monitor_logs_tasks_of_any_name():
+    x = keras.Input((8,))
+    z = SharedRepresentation()(keras.layers.Dense(4)(x))
+    tasks = ("nr/ar", "sr/p53")
+    built = MGDAModel(x, {task: keras.layers.Dense(1)(z) for task in tasks})
+    built.compile("sgd", "mse")
+    given = data()
+    history = built.fit(
+        given[0],
+        dict(zip(tasks, given[1].values(), strict=True)),
+        verbose=0,
+        callbacks=[TaskMonitor()],
+    ).history
+    assert {"nr/ar_weight", "sr/p53_gradient_norm"} <= set(history)
 
 
 def test_monitor_of_a_short_epoch_shows_its_last_step(tmp_path):

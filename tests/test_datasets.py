@@ -106,6 +106,7 @@ def test_different_inputs_are_filled_with_zeros():
             assert x[owner][row][0] == x["both"][row]
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_it():
     inputs = keras.Input((2,))
     z = layers.Dense(4, activation="tanh")(inputs)

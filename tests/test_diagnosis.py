@@ -202,6 +202,7 @@ def shared_rows(model, x, y, shared):
     ],
 )
 @pytest.mark.parametrize("memory", [2**28, None], ids=["exact", "sketched"])
+@pytest.mark.sample(4)
 def test_gradients_are_those_of_the_shared_variables(
     structure, shared, memory, monkeypatch
 ):
@@ -396,6 +397,69 @@ def test_predicted_conflicts_are_those_that_verify_logs(weighting, gradients):
         assert found.steps[own].harmful.value == 0
 
 
+def test_half_precision_is_looked_at_before_it_trains():
+    """Gradients overflow at the first loss scale, as they do in training."""
+    found = {}
+    for policy in ("float32", "mixed_float16"):
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(policy)
+        try:
+            model = keras.Model(*networks.plain(layers.Identity))
+            loss = {"a": "mse", "b": "mse"}
+            x, y = data(model)
+            y = {task: 1e3 * np.asarray(of_task) for task, of_task in y.items()}
+            found[policy] = diagnose(
+                model, (x, y), steps=8, batch_size=8, loss=loss
+            )
+        finally:
+            keras.config.set_dtype_policy("float32")
+    half, single = found["mixed_float16"], found["float32"]
+    for task in "ab":
+        assert half.tasks[task].norm_in_batch == pytest.approx(
+            single.tasks[task].norm_in_batch, rel=0.01
+        )
+
+
+def test_other_losses_leave_missing_labels_missing():
+    model = build(unlabelled=-1e3)
+    x, y = data(model)
+    y["a"] = np.where(np.arange(64)[:, None] % 2, -1e3, y["a"])
+    given = {"data": (x, y), "steps": 8, "batch_size": 8}
+    own = diagnose(model, **given).tasks["a"]
+    other = diagnose(model, loss={"a": "mse", "b": "mse"}, **given).tasks["a"]
+    assert own.labelled == other.labelled == 0.5
+    assert other.loss == pytest.approx(own.loss, rel=1e-5)
+
+
+def of_losses(of_a, others_of_a):
+    """A task of a small gradient, beside a large one."""
+    gradients = np.repeat([[[1e-3, 0.0]], [[0.0, 1.0]]], 8, axis=1)
+    return kinds(
+        diagnosis_of(
+            drawn.products(gradients),
+            ["a", "b"],
+            losses=np.tile([of_a, 1.0], (8, 1)),
+            other_losses=np.tile([others_of_a, 2.0], (8, 1)),
+        )
+    )
+
+
+def test_a_loss_below_zero_is_not_done():
+    """A likelihood: small beside that of other predictions, and falling."""
+    assert ("done", ("a",)) in of_losses(0.001, 1.0)
+    assert ("done", ("a",)) not in of_losses(-0.5, 3.0)
+    assert ("done", ("a",)) not in of_losses(0.001, -3.0)
+
+
+def test_a_task_that_counts_nothing_is_unlabelled():
+    model = build()
+    x, y = data(model)
+    weight = {"a": np.zeros(64), "b": np.ones(64)}
+    found = diagnose(model, (x, y, weight), steps=8, batch_size=8)
+    assert ("unlabelled", ("a",)) in kinds(found)
+    assert ("done", ("a",)) not in kinds(found)
+
+
 def linear(
     targets, batch_size, noise=0.0, size=2048, scale=(1, 1), unlabelled=False
 ):
@@ -527,6 +591,9 @@ REFUSED = {
         lambda: MGDAModel(*networks.plain(SharedRepresentation)),
         {},
         "give `loss=",
+    ),
+    "loss weights alone": (
+        build, {"loss_weights": {"a": 1.0, "b": 2.0}}, "come with `loss`"
     ),
     "a model that is not ours": (
         lambda: keras.Sequential([keras.Input((8,)), layers.Dense(1)]),

@@ -72,6 +72,7 @@ def assert_same_variables(model, other, rtol=1e-5):
     ],
     ids=["mgda", "uniform", "l2", "fixed"],
 )
+@pytest.mark.sample(2)
 def test_stock_fit_makes_the_steps_of_mgda_model(weighting, data):
     assert_same_variables(
         fitted(forked(weighting), data),
@@ -91,6 +92,7 @@ def test_stock_fit_makes_the_steps_of_mgda_model(weighting, data):
     ],
     ids=lambda options: next(iter(options)),
 )
+@pytest.mark.sample(1)
 def test_in_every_mode_of_fit(options, data):
     assert_same_variables(
         fitted(forked(), data, **options), fitted(marked(), data, **options)

@@ -666,6 +666,23 @@ def test_describes_every_role():
     assert "No shared representation is marked." in str(unmarked)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_describes_each_tensor_of_a_mark_alone(together):
+    """What two tasks read of one mark they do not have in common."""
+    x = keras.Input(x8)
+    h = dense("h")(x)
+    z = [dense("u")(h), dense("v")(h)]
+    if together:
+        u, v = SharedRepresentation()(z)
+    else:
+        u, v = (SharedRepresentation()(part) for part in z)
+    found = describe(MGDAModel(x, heads(u, "a") | heads(v, "b")))
+    assert [part.tasks for part in found.cut.parts] == [("a",), ("b",)]
+    assert found.cut.apart == [("a", "b")]
+    assert "is read by two tasks" in str(found)
+    assert {row.name: row.tasks for row in found.rows}["u"] == ("a",)
+
+
 def test_copies_of_a_gradient_fork_part_where_it_stands():
     x = keras.Input(x8)
     za, zb = GradientFork(2)(dense("z")(x))

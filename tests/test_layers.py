@@ -11,6 +11,7 @@ from keras_mgda.descent.forward import record_forward_pass
 from tests.support import networks
 
 
+@pytest.mark.slow
 def test_marker_does_nothing_outside_of_a_training_step():
     for structure in networks.STRUCTURES:
         model = networks.mgda_model(structure)

@@ -78,6 +78,7 @@ def trained_eagerly(gradients):
         for case in itertools.product(EXECUTIONS, MODES)
     ],
 )
+@pytest.mark.sample(1)
 def test_all_executions_train_alike(how, gradients):
     weights, losses, task_weights = trained(
         functional, gradients=gradients, **EXECUTIONS[how]
@@ -186,6 +187,7 @@ for gradients, jit_compile in zip({MODES}, (False, True)):
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_again_while_shapes_stay(count_compilations):
     # The solver for three tasks, and the whole step of the model that asks
     # for it; over four batches that differ.

@@ -50,6 +50,7 @@ def test_public_names_are_those_of_all():
     } <= public
 
 
+@pytest.mark.slow
 def test_serving_is_loaded_when_it_is_asked_for():
     script = (
         "import sys, keras_mgda\n"
@@ -147,6 +148,7 @@ def test_serving_and_distribution_know_nothing_of_mgda():
 
 
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.sample(8)
 def test_examples_in_docstrings(name):
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
@@ -205,6 +207,7 @@ def test_import_without_tensorflow_says_what_to_install():
     assert "pip install 'keras_mgda[cpu]'" in sentence
 
 
+@pytest.mark.slow
 def test_import_with_another_backend_says_what_to_set():
     process = python(
         "import keras; keras.backend.backend = lambda: 'torch'; "

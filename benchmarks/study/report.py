@@ -194,7 +194,8 @@ def judged(folder):
     """What `diagnose` said before training, and whether it was right.
 
     It is right if it asks for another method where one is significantly
-    better than the plain sum, and for the plain sum where none is.
+    better than the plain sum, and for the plain sum where none is. Where it
+    finds nothing it says nothing.
 
     Returns:
         A header, and a row for each problem and for all.
@@ -219,7 +220,8 @@ def judged(folder):
             and row.difference.mean > 0
             and row.method != SINGLE_TASKS
         ]
-        right.append(asks == bool(better))
+        if kinds:
+            right.append(asks == bool(better))
         rows.append(
             [
                 problem,
@@ -229,9 +231,13 @@ def judged(folder):
                 )
                 or "none",
                 f"{100 * diagnosed[problem]['harmful']:.0f} %",
-                "another method" if asks else "the plain sum",
+                "another method"
+                if asks
+                else "the plain sum"
+                if kinds
+                else "nothing",
                 ", ".join(better) or "none",
-                "yes" if right[-1] else "no",
+                ("yes" if right[-1] else "no") if kinds else "",
             ]
         )
     of_all = f"{sum(right)} of {len(right)}"

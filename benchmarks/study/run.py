@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from benchmarks.harness import environment, in_fresh_process, load, write
 from benchmarks.study.problems import PROBLEMS
+from keras_mgda import MGDAModel
 from keras_mgda.comparison import InProcess, compare, results_file
 from keras_mgda.diagnosis import diagnose
 
@@ -70,9 +71,10 @@ def note_diagnosis(name, problem, path):
     if name in found["problems"]:
         return
     keras.utils.set_random_seed(0)
-    model = problem.build()
+    model = MGDAModel.from_model(problem.build())
     model.compile(
         loss=dict.fromkeys(problem.tasks, problem.loss),
+        **problem.compile_options,
     )
     diagnosis = diagnose(
         model, problem.splits["train"], batch_size=problem.batch_size

@@ -183,8 +183,7 @@ def compare(
         Equation 4. https://arxiv.org/abs/1904.08918
     """
     optional("scipy.special")  # before hours of training, not after them
-    seeds, rates = list(seeds), [float(rate) for rate in learning_rates]
-    check_search(rates, seeds)
+    rates, seeds = check_search(learning_rates, seeds)
     problem = Problem(
         build=build,
         train=train,

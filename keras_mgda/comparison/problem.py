@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -148,8 +148,21 @@ def plan(
     ]
 
 
-def check_search(learning_rates: Sequence[float], seeds: Sequence[Any]) -> None:
-    """Raises a `ValueError` if one is no such number, twice, or none."""
+def check_search(
+    learning_rates: Any, seeds: Any
+) -> tuple[list[float], list[int]]:
+    """Both as lists. A `ValueError` for no such number, one twice, or none."""
+    if not isinstance(learning_rates, Iterable):
+        raise ValueError(
+            "`learning_rates` must be several numbers. Received: "
+            f"{learning_rates!r}. Take `[{learning_rates!r}]` for one."
+        )
+    if not isinstance(seeds, Iterable):
+        raise ValueError(
+            "`seeds` must be the seeds themselves, not how many there are. "
+            f"Received: {seeds!r}. Take `range({seeds!r})`."
+        )
+    learning_rates, seeds = [float(rate) for rate in learning_rates], [*seeds]
     positive = all(math.isfinite(r) and r > 0 for r in learning_rates)
     if not positive or not 0 < len(learning_rates) == len(set(learning_rates)):
         raise ValueError(
@@ -162,6 +175,7 @@ def check_search(learning_rates: Sequence[float], seeds: Sequence[Any]) -> None:
             "`seeds` must be different whole numbers, one at least. "
             f"Received: {seeds}. Take `range(5)`."
         )
+    return learning_rates, seeds
 
 
 def lower_is_better(select: Mapping[str, Sequence[str]]) -> list[str]:

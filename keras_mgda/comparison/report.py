@@ -353,7 +353,7 @@ class Comparison:
             return f"{rate}: there is nothing that it was compared with."
         room = max(abs(d.mean) + (d.half_width or 0.0) for d, _ in compared)
         return (
-            f"It makes no difference here. {rate}: no method is significantly "
+            f"No difference was shown. {rate}: no method is significantly "
             f"better or worse over {len(self.seeds)} seeds, although they "
             f"leave room for differences of up to {room:.2g} %."
         )

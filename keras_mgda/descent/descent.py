@@ -253,7 +253,7 @@ class Descent:
         looks = self.config["verify"] is True
         if self.weighting.uses_gram or looks:
             gradients = through_heads(forward, variables, seeds)
-            found = self._along(gradients, weigh, task_losses)
+            found = self._along(gradients, weigh, task_losses, loss_scale)
             if looks and found.verification is None:
                 due = self.looks.is_due(task_losses)
                 found = verify(gradients, found, due)
@@ -312,7 +312,11 @@ class Descent:
         raise self.weighting.losses_error(dict(names))
 
     def _along(
-        self, gradients: TaskGradients, weigh: Weigh, task_losses: tf.Tensor
+        self,
+        gradients: TaskGradients,
+        weigh: Weigh,
+        task_losses: tf.Tensor,
+        loss_scale: tf.Tensor,
     ) -> Direction:
         """The direction by new task weights, or by those that are kept."""
         if self._kept is None:
@@ -320,6 +324,7 @@ class Descent:
 
         def choose() -> tuple[tf.Tensor, tf.Tensor]:
             found = self._along_gradients(gradients, weigh)
+            self.gram.assign(found.gram / loss_scale**2)
             return found.task_weights, tf.linalg.trace(found.gram) != 0
 
         return along(
@@ -350,9 +355,13 @@ class Descent:
         """
         self.task_weights.assign(direction.task_weights)
         if self.weighting.uses_gram:
-            self.gram.assign(direction.gram / loss_scale**2)
+            if self._kept is None:
+                gram = direction.gram / loss_scale**2
+                self.gram.assign(gram)
+            else:  # that of the step that chose
+                gram = self.gram.read_value()
             self._shares.assign_add(
-                _share_of_weight(direction.task_weights, direction.gram)
+                _share_of_weight(direction.task_weights, gram)
             )
         found = direction.verification
         if self.config["verify"] is True and found is not None:

@@ -33,11 +33,18 @@ from keras_mgda.distribution.replicas import (
     sum_over_replicas,
     without_collectives,
 )
-from keras_mgda.internals import global_seed_state, optimizer_sets
+from keras_mgda.internals import (
+    global_seed_state,
+    half_precisions,
+    optimizer_sets,
+)
 
 # A relative change of float32 losses that may be rounding alone: the two
-# forward passes need not be compiled alike.
+# forward passes need not be compiled alike. Where layers compute in half
+# precision, operations that are fused in one of them round once instead of
+# twice, each by half an epsilon at most.
 ROUNDING = 1e-6
+_EPSILON = {"float16": 2**-10, "bfloat16": 2**-7}
 # Operations on TensorFlow's variables and generators, by how they begin.
 _OWN_STATE = (
     "Assign",
@@ -68,6 +75,10 @@ class TakenStep:
             state.append(global_seed_state())
         self._state = list(zip(state, _read(state), strict=True))
         self._num_updates = tf.identity(self._optimizer.iterations)
+        self._rounding = max(
+            [ROUNDING]
+            + [_EPSILON[dtype] / 2 for dtype in half_precisions(model)]
+        )
 
     def note(
         self,
@@ -120,7 +131,7 @@ class TakenStep:
             labelled = sum_over_replicas(num_labels) > 0
             losses *= tf.cast(replica_shares(num_labels), losses.dtype)
         before, after, of_encoder = tf.unstack(sum_over_replicas(losses))
-        found = changes(before, after, of_encoder, labelled)
+        found = changes(before, after, of_encoder, labelled, self._rounding)
         if forward.num_labels:
             any_labels = tf.reduce_any(labelled)
             due = any_labels if due is None else due & any_labels
@@ -164,6 +175,7 @@ def changes(
     after: tf.Tensor,
     of_encoder: tf.Tensor,
     labelled: tf.Tensor,
+    rounding: float = ROUNDING,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """What a step did to the losses of `m` tasks.
 
@@ -175,13 +187,14 @@ def changes(
         after: `[m]`, those after it.
         of_encoder: `[m]`, those with the heads as before.
         labelled: `[m]`, bool: the tasks that count.
+        rounding: the relative change that may be rounding alone.
 
     Returns:
         `[]` each: how many losses rose, by more than rounding; the largest
         change; that of the same task with the heads as before.
     """
     change = _relative(after, before)
-    falls = (change <= ROUNDING) | ~labelled
+    falls = (change <= rounding) | ~labelled
     infinity = tf.constant(float("inf"), change.dtype)
     order = tf.where(tf.math.is_nan(change), infinity, change)
     worst = tf.argmax(tf.where(labelled, order, -infinity))

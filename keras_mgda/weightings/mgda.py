@@ -37,9 +37,10 @@ class MGDA(Weighting):
             min-norm point of the gradients of the log losses. A loss below zero
             counts by its size: the direction keeps its promise.
         total: what the `a_t` sum to: a number, or `"tasks"` for the number of
-            tasks. With 1, as in the paper, the encoder's step is about `1/m` of
-            that of the plain sum at the same learning rate; `"tasks"` brings
-            it back to that scale.
+            tasks. With 1, as in the paper, a step of SGD moves the encoder
+            about `1/m` as far as under the plain sum at the same learning rate;
+            `"tasks"` brings it back to that scale. Adam divides by the length
+            of the gradient, and moves it as far with either.
 
     Raises:
         ValueError: for another normalization or total, and when called without

@@ -23,6 +23,7 @@ def fails_at_a_rate(rate):
     return keras.optimizers.Adam(rate)
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_ends_it_and_keeps_the_others(tmp_path):
     path = tmp_path / "runs.jsonl"
     given = arguments(

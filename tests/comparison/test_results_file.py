@@ -12,6 +12,7 @@ from tests.support.comparison_lines import read_lines, without_time
 from tests.support.refusal import refused
 
 
+@pytest.mark.slow
 def test_every_method_has_as_many_trainings(studied):
     given, found = studied
     runs = read_lines(given["results"])

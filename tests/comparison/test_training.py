@@ -12,6 +12,7 @@ from tests.support.comparison_lines import read_lines, row_of
 
 
 @pytest.mark.parametrize("task", [None, "a", "b"])
+@pytest.mark.slow
 def test_the_sum_and_single_tasks_are_stock_keras(studied, task):
     """The same metrics as of a plain `keras.Model`, at its best epoch."""
     given, _ = studied
@@ -121,6 +122,7 @@ def data_set(seed):
     return tf.data.Dataset.from_tensor_slices(split(seed)).batch(16)
 
 
+@pytest.mark.slow
 def test_data_sets_are_taken(tmp_path):
     """With metrics that are objects, and labels that are missing."""
     metric = keras.metrics.MeanAbsoluteError(name="far")

@@ -26,6 +26,7 @@ def assert_answers(model, name, when):
 
 
 @each_case
+@pytest.mark.sample(3)
 def test_training_goes_on_from_a_keras_file(name):
     """With the states of the optimizer and of the weighting."""
     model = keras.models.load_model(FOLDER / f"{name}.keras")

@@ -55,6 +55,7 @@ def check_moves(gram, task_weights, label):
 @pytest.mark.parametrize(
     "number", [150, pytest.param(4_000, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_solver(number):
     solve = tf.function(min_norm_point)  # one program for each size
     mgda = weightings.MGDA()
@@ -89,6 +90,7 @@ def test_solver(number):
     [("famo", 20)]
     + [pytest.param(name, 200, marks=pytest.mark.slow) for name in WEIGHTINGS],
 )
+@pytest.mark.slow
 def test_weightings(identifier, number):
     """A stream of unrelated matrices, for each number of tasks."""
     by_size = {m: weightings.get(identifier) for m in SIZES}
@@ -244,6 +246,7 @@ def train_generated(seed):
         pytest.param(range(200), id="all", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_models(seeds):
     failed = {}
     for seed in seeds:

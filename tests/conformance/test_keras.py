@@ -80,12 +80,14 @@ def test_plain_sum_trains_as_stock_keras(optimizer):
         pytest.param("two", "parameters", MOMENTUM, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_one_task_trains_as_stock_keras(task, gradients, optimizer):
     ours = train(MGDAModel, optimizer, (task,), gradients=gradients)
     assert_same(ours, stock(optimizer, (task,)))
     assert ours[0].task_weights == {task: 1.0}
 
 
+@pytest.mark.slow
 def test_task_gradients_that_are_all_weighed_1_sum_up_to_the_plain_sum():
     ours = train(
         MGDAModel,
@@ -105,6 +107,7 @@ def test_task_gradients_that_are_all_weighed_1_sum_up_to_the_plain_sum():
         (networks.tied_embedding, lambda: SGD(0.1, momentum=0.9)),
     ],
 )
+@pytest.mark.sample(1)
 def test_sparse_gradients_train_as_in_stock_keras(structure, optimizer):
     ours = networks.mgda_model(
         structure, optimizer(), weighting="uniform", run_eagerly=True
@@ -148,6 +151,7 @@ COMPILE_ARGS = {
         for name, compile_args in COMPILE_ARGS.items()
     ],
 )
+@pytest.mark.slow
 def test_compile_arguments_mean_what_they_do_in_stock_keras(compile_args):
     ours = train(MGDAModel, MOMENTUM, weighting="uniform", **compile_args)
     assert_same(ours, train(keras.Model, MOMENTUM, **compile_args))
@@ -173,6 +177,7 @@ def overriding(cls, takes_training):
 
 
 @pytest.mark.parametrize("takes_training", [True, False])
+@pytest.mark.sample(1)
 def test_own_compute_loss_trains_as_in_stock_keras(takes_training):
     trained = []
     for cls, mark in (
@@ -194,6 +199,7 @@ def test_own_compute_loss_trains_as_in_stock_keras(takes_training):
     assert_same(*reversed(trained))
 
 
+@pytest.mark.slow
 def test_data_arrives_by_any_of_the_ways_of_keras():
     class Batches(keras.utils.PyDataset):
         def __len__(self):
@@ -241,6 +247,7 @@ def test_evaluates_and_predicts_as_stock_keras():
             np.testing.assert_allclose(got[task], expected[task], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_serves_as_a_layer_of_another_model():
     model, _ = train(MGDAModel, "sgd")
     x = keras.Input((8,))
@@ -250,6 +257,7 @@ def test_serves_as_a_layer_of_another_model():
     assert model.count_params() == outer.count_params()
 
 
+@pytest.mark.slow
 def test_the_plain_sum_leaves_loops_as_stock_keras_does():
     """A persistent tape would wrap each, fit for derivatives of any order."""
 

@@ -86,6 +86,7 @@ def settings(model):
         for name, case in (CASES | STATES).items()
     ],
 )
+@pytest.mark.sample(3)
 def test_training_that_is_resumed_is_training_that_went_on(case, tmp_path):
     model = compiled(**case)
     fresh = state(model)
@@ -108,6 +109,7 @@ def test_training_that_is_resumed_is_training_that_went_on(case, tmp_path):
 
 
 @each_case
+@pytest.mark.sample(3)
 def test_clone_keeps_how_the_tasks_weigh(case):
     model = compiled(**case)
     clone = keras.models.clone_model(model)
@@ -163,6 +165,7 @@ def test_weights_files_fit_the_plain_model_both_ways(name, tmp_path):
     "structure",
     [networks.plain, networks.nested, networks.tied_embedding],
 )
+@pytest.mark.sample(1)
 def test_keras_files_fit_the_plain_model_both_ways(structure, tmp_path):
     model = networks.mgda_model(structure, "adam")
     x, y = networks.data(model)

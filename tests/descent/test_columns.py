@@ -174,6 +174,7 @@ def train_both(
     ["mgda", "upgrad", weightings.PCGrad(seed=0), "famo", "uniform"],
     ids=["mgda", "upgrad", "pcgrad", "famo", "uniform"],
 )
+@pytest.mark.sample(2)
 def test_columns_train_as_an_output_each(weighting, gaps):
     train_both(weighting, gaps)
 
@@ -206,6 +207,7 @@ def test_what_a_step_did_to_the_columns():
     ],
     ids=lambda how: "-".join(how),
 )  # fmt: skip
+@pytest.mark.sample(3)
 def test_whatever_the_head_and_the_gradients(how):
     defaults = {"weighting": "mgda", "steps": 3, "run_eagerly": True}
     train_both(**(defaults | how))
@@ -328,6 +330,7 @@ def test_the_activation_of_the_last_layer_stays():
     assert last.activation is activation
 
 
+@pytest.mark.slow
 def test_replicas_train_as_one(strategy):
     """A replica may hold no label of a column that has some on the other."""
     x, y, _ = batch(0, gaps=True)

@@ -55,6 +55,7 @@ def assert_same(change, expected):
 
 @each_mode
 @each_structure
+@pytest.mark.sample(16)
 def test_heads_move_plainly_and_shared_variables_by_the_weighted_sum(
     structure, gradients
 ):
@@ -139,6 +140,7 @@ ALWAYS = {
         for case in itertools.product(networks.STRUCTURES, GRAPHS, MODES)
     ],
 )
+@pytest.mark.sample(1)
 def test_graphs_compute_what_eager_code_does(structure, graph, gradients):
     eager, _, expected = step(structure, gradients=gradients, run_eagerly=True)
     model, _, change = step(structure, gradients=gradients, **GRAPHS[graph])

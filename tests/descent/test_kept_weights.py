@@ -57,6 +57,7 @@ def test_one_is_every_step():
         if (mode, jit) != ("parameters", False)
     ],
 )
+@pytest.mark.sample(1)
 def test_weights_of_a_step_serve_for_three(gradients, options):
     kept = model(3, gradients=gradients, **options)
     task_weights = train(kept)
@@ -107,6 +108,7 @@ def has_loop(nodes, functions):
     return False
 
 
+@pytest.mark.slow
 def test_steps_between_have_no_loop_over_the_tasks():
     kept = model(3, gradients="parameters", run_eagerly=True)
     x, y = networks.data(kept)

@@ -34,6 +34,7 @@ def found(verify, steps=7, model=None, **kwargs):
 
 @pytest.mark.parametrize("run_eagerly", [True, False])
 @each_kind
+@pytest.mark.sample(2)
 def test_the_first_of_every_k_steps_is_looked_at(verify, run_eagerly):
     each, model = found(verify, run_eagerly=run_eagerly)
     some, other = found(verify, run_eagerly=run_eagerly, verify_every=3)
@@ -44,6 +45,7 @@ def test_the_first_of_every_k_steps_is_looked_at(verify, run_eagerly):
 
 
 @each_kind
+@pytest.mark.sample(1)
 def test_metrics_are_means_over_the_steps_looked_at(verify):
     each, _ = found(verify)
     keras.utils.set_random_seed(0)

@@ -62,6 +62,7 @@ STRUCTURES = [
         {"gradients": "parameters", "update_every": 2},
     ],
 )
+@pytest.mark.sample(16)
 def test_shared_variables_are_weighted_and_heads_are_not(structure, options):
     options = dict(options)
     x, outputs = structure(SharedRepresentation)
@@ -100,22 +101,42 @@ def test_shared_variables_are_weighted_and_heads_are_not(structure, options):
         )
 
 
+def products(cls, mark, mark_tower, num_tasks=4, **options):
+    """How many matrix products a step has, of a tower that all but one read."""
+    x = keras.Input((8,))
+    z = mark(dense(4)(x))
+    tower = mark_tower(dense(16)(z))
+    outputs = {"first": layers.Dense(1)(z)}
+    outputs |= {f"t{k}": layers.Dense(1)(tower) for k in range(1, num_tasks)}
+    model = cls(x, outputs)
+    model.compile("sgd", loss=dict.fromkeys(outputs, "mse"), **options)
+    data = tf.ones((5, 8)), dict.fromkeys(outputs, tf.ones((5, 1)))
+    step = tf.function(model.train_step, autograph=False)
+    graph = step.get_concrete_function(data).graph
+    return sum(op.type == "MatMul" for op in graph.get_operations())
+
+
+def nothing(z):
+    return z
+
+
 def test_the_plain_sum_is_one_backward_pass_through_a_shared_tower():
-    """A tower of three tasks behind the marker, counted by its products."""
-
-    def products(cls, mark, **options):
-        x = keras.Input((8,))
-        z = mark(dense(4)(x))
-        tower = dense(16)(z)
-        outputs = {t: layers.Dense(1)(tower) for t in "abc"}
-        model = cls(x, outputs | {"d": layers.Dense(1)(z)})
-        model.compile("sgd", loss=dict.fromkeys("abcd", "mse"), **options)
-        data = tf.ones((5, 8)), {t: tf.ones((5, 1)) for t in "abcd"}
-        step = tf.function(model.train_step, autograph=False)
-        graph = step.get_concrete_function(data).graph
-        return sum(op.type == "MatMul" for op in graph.get_operations())
-
-    stock = products(keras.Model, lambda z: z)
+    stock = products(keras.Model, nothing, nothing)
     for weighting in ("uniform", weightings.DWA()):
-        ours = products(MGDAModel, SharedRepresentation(), weighting=weighting)
+        ours = products(
+            MGDAModel, SharedRepresentation(), nothing, weighting=weighting
+        )
         assert ours == stock
+
+
+def test_a_tower_that_is_marked_is_no_part_of_the_heads():
+    """One backward pass passes it then, however many tasks read it."""
+    stock, between, marked = (
+        products(*how, num_tasks=9) - products(*how, num_tasks=4)
+        for how in (
+            (keras.Model, nothing, nothing),
+            (MGDAModel, SharedRepresentation(), nothing),
+            (MGDAModel, SharedRepresentation(), SharedRepresentation()),
+        )
+    )
+    assert marked == stock < between

@@ -52,6 +52,7 @@ def train(style, **options):
 @pytest.mark.parametrize(
     "style", ["plain", "read_twice", "past_representation", "without_marker"]
 )
+@pytest.mark.sample(1)
 def test_as_dense_gradients(style, jit_compile, monkeypatch):
     ours = train(style, jit_compile=jit_compile)
     monkeypatch.setattr(encoder_products, "_TABLE", 10**9)

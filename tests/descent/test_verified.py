@@ -116,6 +116,7 @@ def cosines(exact, change):
     ids=["mgda", "given"],
 )
 @each_structure
+@pytest.mark.sample(8)
 def test_derivatives_are_those_of_the_true_gradients(structure, weighting):
     """With exact gradients the norms are exact, so the cosines are."""
     m = len([loss for loss in networks.task_losses(structure) if loss])
@@ -139,6 +140,7 @@ def test_derivatives_are_those_of_the_true_gradients(structure, weighting):
     always=(networks.plain, networks.bypass_of_all, networks.tied_embedding),
     structures=STRUCTURES,
 )
+@pytest.mark.sample(8)
 def test_looking_changes_nothing(structure):
     for gradients in ("representation", "parameters"):
         looked, blind = (
@@ -164,6 +166,7 @@ def test_looking_changes_nothing(structure):
         for structure, seed in itertools.product(MANY_TASKS, (1, 2))
     ],
 )
+@pytest.mark.sample(9)
 def test_verified_direction_conflicts_with_no_task(structure, seed):
     _, exact, change, logs = step(
         structure, seed, gradients="verified", verify=True, run_eagerly=True
@@ -493,6 +496,7 @@ def test_layers_are_kept_with_the_model(tmp_path):
         )
     ],
 )
+@pytest.mark.sample(1)
 def test_graphs_compute_what_eager_code_does(structure, gradients, graph):
     expected = step(structure, 2, gradients=gradients, run_eagerly=True)[2]
     change = step(
@@ -503,6 +507,7 @@ def test_graphs_compute_what_eager_code_does(structure, gradients, graph):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.sample(1)
 def test_mixed_precision(policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)

@@ -18,6 +18,7 @@ PLAIN = ("mgda", "representation")
 
 
 @pytest.mark.parametrize("gradients", runs.MODES)
+@pytest.mark.sample(1)
 def test_a_step_on_two_replicas_is_that_of_one(strategy, gradients):
     x, y = runs.data(24)
     one, two = (

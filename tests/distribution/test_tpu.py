@@ -64,6 +64,7 @@ ALWAYS = (
         ]
     ],
 )
+@pytest.mark.sample(1)
 def test_step_is_one_static_xla_program(case, policy):
     keras.config.set_dtype_policy(policy)
     try:

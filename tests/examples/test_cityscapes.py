@@ -183,6 +183,7 @@ def options(**given):
 
 
 @pytest.mark.parametrize("split", COUNTS)
+@pytest.mark.slow
 def test_an_image_and_all_of_its_labels(prepared, split):
     folder, scenes = prepared
     data = cityscapes.load(split, folder, folder / "gtFine")

@@ -128,6 +128,7 @@ def test_blocks_of_pivots_are_optimal(gram, in_blocks):
 
 
 @pytest.mark.parametrize("max_steps", [1, 7, 8, 9, 12])
+@pytest.mark.sample(2)
 def test_blocks_stop_at_the_step_limit(max_steps, in_blocks):
     gram = gram_of(jacobian(random, 40, 2), np.float64)
     point = in_blocks(gram, max_steps=max_steps)
@@ -202,6 +203,7 @@ def test_float64_is_solved_to_float64(m, spread):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("max_steps", [1, 3, 7])
 @pytest.mark.parametrize("spread", [0, 4])
+@pytest.mark.sample(6)
 def test_gap_bounds_the_error_of_any_weights(method, max_steps, spread):
     # Also of those on the way: the step limit leaves the simplex never.
     for seed in range(10):
@@ -481,6 +483,7 @@ def test_frank_wolfe_stops_at_a_vertex():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("m", [2, 5])
+@pytest.mark.sample(2)
 def test_eager_graph_and_xla_agree(method, m):
     gram = tf.constant(gram_of(jacobian(random, m, 2)))
     alone = min_norm_point(gram, method=method)
@@ -583,6 +586,7 @@ for seed in range(5):
 """
 
 
+@pytest.mark.slow
 def test_new_values_compile_nothing(count_compilations):
     functions = (
         "[active_set, frank_wolfe, masked, in_a_graph, in_a_compiled_graph]"

@@ -1,11 +1,13 @@
 """The guide's first listing runs as it stands."""
 
+import pytest
 import tensorflow as tf
 
 from tests.support.pages import python_blocks
 from tests.support.processes import ROOT
 
 
+@pytest.mark.slow
 def test_the_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(python_blocks(ROOT / "docs" / "text.md")[0].code, {})

@@ -270,6 +270,7 @@ def test_pooling_is_the_mean_of_tokens_and_zero_without():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_saving(tmp_path):
     some = [tags(), tone()]
     model = compiled(some)
@@ -285,6 +286,7 @@ def test_saving(tmp_path):
     loaded.fit(joined, shuffle=False, verbose=0)
 
 
+@pytest.mark.slow
 def test_served_from_raw_text(tmp_path):
     some = [tags(), tone()]
     model = compiled(some)
@@ -347,6 +349,7 @@ def backbones():
         pytest.param("ALBERT", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_backbones_of_keras_hub(name, tmp_path):
     made = backbones()[name]()
     some = [tags(), tone()]

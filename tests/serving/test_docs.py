@@ -54,7 +54,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def folder(model, files, records, tmp_path_factory):
+def folder(model, images, files, records, tmp_path_factory):
     """Where the code ran."""
     folder = tmp_path_factory.mktemp("docs")
     names = {
@@ -64,9 +64,10 @@ def folder(model, files, records, tmp_path_factory):
         "model": model,
         "png_files": files,
         "records": records,
+        "images": (images / 255).astype("float32"),
     }
     blocks = [block.code for block in python_blocks(DOCS)]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     before = os.getcwd()
     os.chdir(folder)
     try:

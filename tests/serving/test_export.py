@@ -127,6 +127,7 @@ def test_a_model_that_wants_more_of_a_row_gets_real_ones(refused, tmp_path):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.sample(4)
 def test_weights_are_stored_once(name, published):
     model, _, written = published(name)
     size = sum(variable.numpy().nbytes for variable in model.variables)
@@ -259,6 +260,7 @@ def test_chosen_columns_are_served(tmp_path):
     "layer",
     [layers.LSTM, layers.GRU, lambda n: layers.Bidirectional(layers.LSTM(n))],
 )
+@pytest.mark.sample(1)
 def test_recurrent_layers_trained_on_a_gpu_are_served_on_any_device(
     layer, tmp_path, monkeypatch
 ):

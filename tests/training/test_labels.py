@@ -112,6 +112,7 @@ def test_losses_and_metrics_are_means_over_labelled_examples(batch_size):
         pytest.param("parameters", True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_step_is_that_of_the_labelled_examples_alone(gradients, jit_compile):
     """With the same examples labelled for all tasks: drop the others."""
     data = Data()
@@ -204,6 +205,7 @@ def heads_after(steps, make):
     ],
     ids=["momentum", "rmsprop", "adagrad", "ema", "loss scale"],
 )
+@pytest.mark.sample(2)
 def test_a_head_goes_as_if_there_were_only_its_labelled_steps(make):
     """Its momentum does not fade, nor does its average follow."""
     often = heads_after(LABELLED, make)
@@ -323,6 +325,7 @@ def test_in_float64():
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
 @pytest.mark.parametrize("empty", [0, 1])
+@pytest.mark.sample(2)
 def test_a_batch_without_labels_does_not_enter_the_logged_loss(
     empty, run_eagerly
 ):

@@ -51,6 +51,7 @@ def expected_losses(model, x, y):
 
 @pytest.mark.parametrize("tasks", ["ab", "a"])
 @pytest.mark.parametrize("l2", [None, "l2"])
+@pytest.mark.sample(2)
 def test_losses_are_means_over_labels_whatever_the_batches(tasks, l2):
     """Whole batches lack the labels of a task; the last one is smaller."""
     model = compiled(build(tasks, l2=l2))

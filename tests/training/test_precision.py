@@ -40,6 +40,7 @@ def momentum():
 @pytest.mark.parametrize(
     "policy", ["mixed_bfloat16", "mixed_float16"], indirect=True
 )
+@pytest.mark.sample(1)
 def test_mixed_precision_trains_as_stock_keras(policy):
     ours = train(MGDAModel, momentum, structure=normalized, weighting="uniform")
     plain = train(keras.Model, momentum, structure=normalized)
@@ -51,6 +52,7 @@ def overflowing():
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
+@pytest.mark.slow
 def test_step_that_overflows_is_skipped_and_the_scale_recovers(policy):
     def train_from(cls, **kwargs):
         return train(cls, overflowing, structure=normalized, **kwargs)

@@ -70,6 +70,7 @@ def warnings_of(model, x, y, **how):
     ["eager", pytest.param("xla", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("label", [1e30, 1e6], ids=["loss", "gradient"])
+@pytest.mark.sample(3)
 def test_the_task_that_overflows_is_named(gradients, way, label):
     """By its loss, and by a gradient in 16 bit whose loss is finite."""
     model = compiled(gradients=gradients, **WAYS[way])
@@ -88,6 +89,7 @@ def test_the_task_that_overflows_is_named(gradients, way, label):
 
 
 @pytest.mark.parametrize("way", ["graph", "xla"])
+@pytest.mark.sample(1)
 def test_in_graphs_and_under_xla(way):
     x, y = data()
     y["c"][5] = 1e6

@@ -59,6 +59,7 @@ def test_a_subclass_that_overrides_metrics_trains():
         {"update_every": 3, "weighting": weightings.Random(seed=0)},
     ],
 )
+@pytest.mark.sample(1)
 def test_steps_without_data_leave_the_state_as_it_was(options):
     """An epoch of unknown size ends with a step whose data have ended."""
 
@@ -139,6 +140,7 @@ def test_a_call_in_a_function_of_its_own_is_told():
     "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
 )
 @pytest.mark.parametrize("weighting", ["famo", "geometric_mean", "uncertainty"])
+@pytest.mark.sample(1)
 def test_losses_that_a_weighting_does_not_admit_change_nothing(
     weighting, jit_compile
 ):

@@ -47,6 +47,7 @@ def test_an_assignment_takes_effect_without_tracing_anew(jit_compile):
         assert weigh.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.slow
 def test_an_assignment_compiles_nothing(count_compilations):
     script = """
 import tensorflow as tf

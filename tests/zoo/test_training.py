@@ -62,6 +62,7 @@ def assert_same_weights(a, b, rtol=1e-4, atol=1e-5):
 
 
 @every_model
+@pytest.mark.sample(2)
 def test_the_plain_sum_makes_the_steps_of_stock_keras(build):
     plain, x, y, loss = build()
     # With the states of random generators, which are no weights.
