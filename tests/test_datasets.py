@@ -45,6 +45,7 @@ def drawn(joined):
     "sampling",
     ["proportional", pytest.param("uniform", marks=pytest.mark.slow)],
 )
+@pytest.mark.sample(1)
 def test_shares_of_the_tasks(sampling):
     joined = datasets.join_tasks(
         tables(), 20, sampling=sampling, epochs=6, seed=1

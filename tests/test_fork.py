@@ -109,6 +109,7 @@ def test_with_gradient_accumulation(data):
     )
 
 
+@pytest.mark.slow
 def test_under_a_loss_scale(data):
     def adam():
         inner = keras.optimizers.Adam(1e-2)

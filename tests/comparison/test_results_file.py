@@ -37,6 +37,7 @@ def test_every_method_has_as_many_trainings(studied):
     assert Comparison.read(given["results"]).table == found.table
 
 
+@pytest.mark.slow
 def test_a_torn_comparison_goes_on(studied, tmp_path):
     """Killed as it wrote a line, and called again."""
     given, found = studied

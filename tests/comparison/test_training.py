@@ -10,6 +10,8 @@ from tests.support import comparison_job
 from tests.support.comparison_job import arguments, split
 from tests.support.comparison_lines import read_lines, row_of
 
+pytestmark = pytest.mark.slow  # each trains all methods
+
 
 @pytest.mark.parametrize("task", [None, "a", "b"])
 @pytest.mark.slow

@@ -342,6 +342,7 @@ def cells():
 
 
 @pytest.mark.parametrize(("feature", "network", "style"), [*cells()])
+@pytest.mark.sample(5)
 def test_does_what_stock_keras_does(feature, network, style, tmp_path):
     for cls in (MGDAModel, keras.Model):
         (tmp_path / cls.__name__).mkdir()

@@ -256,6 +256,7 @@ def test_the_kernel_is_read_as_often_as_the_layer_is_called():
     assert len(reads) == 2
 
 
+@pytest.mark.slow
 def test_a_step_under_xla_is_the_same():
     found = []
     for jit_compile in (False, True):

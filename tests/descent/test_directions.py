@@ -55,7 +55,7 @@ def assert_same(change, expected):
 
 @each_mode
 @each_structure
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 def test_heads_move_plainly_and_shared_variables_by_the_weighted_sum(
     structure, gradients
 ):

@@ -62,7 +62,7 @@ STRUCTURES = [
         {"gradients": "parameters", "update_every": 2},
     ],
 )
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 def test_shared_variables_are_weighted_and_heads_are_not(structure, options):
     options = dict(options)
     x, outputs = structure(SharedRepresentation)
@@ -129,6 +129,7 @@ def test_the_plain_sum_is_one_backward_pass_through_a_shared_tower():
         assert ours == stock
 
 
+@pytest.mark.slow
 def test_a_tower_that_is_marked_is_no_part_of_the_heads():
     """One backward pass passes it then, however many tasks read it."""
     stock, between, marked = (

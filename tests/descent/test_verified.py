@@ -116,7 +116,7 @@ def cosines(exact, change):
     ids=["mgda", "given"],
 )
 @each_structure
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 def test_derivatives_are_those_of_the_true_gradients(structure, weighting):
     """With exact gradients the norms are exact, so the cosines are."""
     m = len([loss for loss in networks.task_losses(structure) if loss])
@@ -140,7 +140,7 @@ def test_derivatives_are_those_of_the_true_gradients(structure, weighting):
     always=(networks.plain, networks.bypass_of_all, networks.tied_embedding),
     structures=STRUCTURES,
 )
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 def test_looking_changes_nothing(structure):
     for gradients in ("representation", "parameters"):
         looked, blind = (
@@ -166,7 +166,7 @@ def test_looking_changes_nothing(structure):
         for structure, seed in itertools.product(MANY_TASKS, (1, 2))
     ],
 )
-@pytest.mark.sample(9)
+@pytest.mark.sample(5)
 def test_verified_direction_conflicts_with_no_task(structure, seed):
     _, exact, change, logs = step(
         structure, seed, gradients="verified", verify=True, run_eagerly=True
@@ -198,6 +198,7 @@ def test_there_is_something_to_correct():
     scale=st.integers(-2, 2),
     seed=st.integers(0, 10**6),
 )
+@pytest.mark.slow
 def test_verified_keeps_the_promise_of_exact_mgda(m, widths, scale, seed):
     def structure(mark):
         z = x = keras.Input((4,))

@@ -71,6 +71,7 @@ def test_step_that_overflows_is_skipped_and_the_scale_recovers(policy):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
+@pytest.mark.slow
 def test_task_weights_do_not_depend_on_the_loss_scale(policy):
     found = []
     for scale in (1.0, 2.0**10):

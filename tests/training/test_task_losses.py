@@ -103,7 +103,7 @@ def trained(cls, case):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 def test_a_loss_is_what_it_is_in_stock_keras(case):
     logs, weights = trained(MGDAModel, case)
     expected_logs, expected_weights = trained(keras.Model, case)

@@ -91,7 +91,7 @@ def check(weighting, m, holds):
 
 @each_size
 @each("non_conflicting")
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 def test_no_task_objects(weighting, m):
     def holds(gram, w):
         gram, w, norms, size = float64(gram, w)
@@ -113,7 +113,7 @@ def test_on_the_simplex(weighting, m):
 
 @each_size
 @each("scale")
-@pytest.mark.sample(12)
+@pytest.mark.sample(6)
 def test_scale_changes_nothing(weighting, m):
     def holds(gram, w):
         return all(

@@ -58,7 +58,7 @@ def sequence(weigh):
 @pytest.mark.parametrize(
     "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
 )
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 def test_graphs_agree_with_eager_code_and_trace_once(identifier, jit_compile):
     seeded = weightings.get(identifier).get_config()
     make = type(weightings.get(identifier)).from_config
@@ -81,7 +81,7 @@ def test_graphs_agree_with_eager_code_and_trace_once(identifier, jit_compile):
         pytest.param("float64", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 def test_other_float_types(identifier, dtype):
     seeded = weightings.get(identifier).get_config()
     make = type(weightings.get(identifier)).from_config
@@ -124,7 +124,7 @@ def test_config_survives_json(weighting):
 
 @each
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 def test_nan_in_nan_out(identifier, bad):
     weighting = weightings.get(identifier)
     for m in (1, 2, 3):
