@@ -43,11 +43,14 @@ test: lint
 	$(PYTEST)
 
 # What `make test` leaves out: whole matrices, replicas, workers, processes, the
-# C loader and the long runs of the examples. In two runs, for TensorFlow keeps
+# C loader and the long runs of the examples. In three runs, for TensorFlow keeps
 # every program that it has compiled: one process of all would need 12 GB.
+LARGE := tests/conformance tests/descent tests/weightings
+OTHERS := tests/zoo tests/distribution
 test-slow: $(VENV)/ready-for-tests
-	$(PYTEST) -m slow tests/zoo tests/distribution
-	$(PYTEST) -m slow --ignore tests/zoo --ignore tests/distribution
+	$(PYTEST) -m slow $(OTHERS)
+	$(PYTEST) -m slow $(LARGE)
+	$(PYTEST) -m slow $(patsubst %,--ignore %,$(OTHERS) $(LARGE))
 
 test-all: test test-slow
 
