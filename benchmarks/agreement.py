@@ -12,10 +12,10 @@ All are shares of 64, with intervals of 95 % (Wilson, 1927); two agree if their
 intervals meet.
 
 Two overlapping digits as two tasks (which are they) and as twenty (is the left
-one a 0, ...), from a file of MNIST as Keras keeps it; 12 assays of Tox21 as
-columns. Prints a table and writes results/agreement.json.
+one a 0, ...), of MNIST; 12 assays of Tox21 as columns; from the folder that
+`benchmarks.study` reads. Prints a table and writes results/agreement.json.
 
-    python -m benchmarks.agreement --mnist mnist.npz --tox21 tox21.csv.gz
+    python -m benchmarks.agreement --data FOLDER
 """
 
 import contextlib
@@ -27,29 +27,22 @@ from scipy.stats import binomtest
 
 import keras_mgda
 from benchmarks import harness, tables
-from examples import molecules, networks, two_digits
+from benchmarks.study import datasets
+from examples import molecules, networks
 
 STEPS, EVERY = 64, 8
 MOMENTS = (0, 1, 4)  # epochs
 
 
-def of_two_digits(path):
-    """`x`, and the digit of each task."""
-    with np.load(path) as mnist:
-        images, labels = mnist["x_train"][..., None], mnist["y_train"]
-    rng = np.random.default_rng(0)
-    return two_digits.pair(images[:20_000], labels[:20_000], 1, rng)
-
-
-def two_tasks(args):
-    x, y = of_two_digits(args.mnist)
+def two_tasks(folder):
+    x, y = datasets.multi_mnist(folder, 20_000)["train"]
     model = digits_model(dict.fromkeys(y, 10))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return model, x, y, {"loss": dict.fromkeys(y, loss)}
 
 
-def twenty_tasks(args):
-    x, digits = of_two_digits(args.mnist)
+def twenty_tasks(folder):
+    x, digits = datasets.multi_mnist(folder, 20_000)["train"]
     y = {
         f"{side}_{k}": (of_side == k).astype("float32")[:, None]
         for side, of_side in digits.items()
@@ -72,8 +65,9 @@ def digits_model(classes):
     )
 
 
-def twelve_columns(args):
-    names, splits = molecules.molecules(args.tox21)
+def twelve_columns(folder):
+    path = folder / "molecules" / "tox21.csv.gz"
+    names, splits = molecules.molecules(path)
     x, y = splits["train"]
     model = keras_mgda.MGDAModel(*molecules.network(x.shape[1], len(names)))
     loss = keras_mgda.losses.PerColumn("binary_crossentropy", names)
@@ -93,10 +87,10 @@ class Conflicts(keras.callbacks.Callback):
         self.of_steps.append(round(total - sum(self.of_steps)))
 
 
-def compared(problem, args, batch_size):
+def compared(problem, folder, batch_size):
     """What was foreseen and seen, `[{...}]` by moment."""
     keras.utils.set_random_seed(0)
-    model, x, y, options = problem(args)
+    model, x, y, options = problem(folder)
     # A last batch of four molecules would move the model as far as others do.
     whole = len(x) // batch_size * batch_size
     x, y = x[:whole], {task: of_task[:whole] for task, of_task in y.items()}
@@ -130,13 +124,13 @@ def compared(problem, args, batch_size):
         while epoch < moment:
             model.fit(x, y, batch_size=batch_size, verbose=0)
             epoch += 1
-        pairs = {"held": [(foreseen(STEPS),), ()], "in training": [(), ()]}
         with held(model):
-            pairs["held"][1] = (seen(STEPS),)
-        for _ in range(0, STEPS, EVERY):
-            pairs["in training"][0] += (foreseen(EVERY),)
-            pairs["in training"][1] += (seen(EVERY),)
-        for how, (before, after) in pairs.items():
+            at_rest = [(foreseen(STEPS), seen(STEPS))]
+        moving = [
+            (foreseen(EVERY), seen(EVERY)) for _ in range(0, STEPS, EVERY)
+        ]
+        for how, pairs in (("held", at_rest), ("in training", moving)):
+            before, after = zip(*pairs, strict=True)
             found.append(
                 {
                     "epoch": epoch,
@@ -184,11 +178,10 @@ PROBLEMS = {
 
 def main(argv=None):
     parser = harness.parser(__doc__)
-    parser.add_argument("--mnist", type=Path, required=True)
-    parser.add_argument("--tox21", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
     args = parser.parse_args(argv)
     found = {
-        name: compared(problem, args, batch_size)
+        name: compared(problem, args.data, batch_size)
         for name, (problem, batch_size) in PROBLEMS.items()
     }
     path = args.results / "agreement.json"

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.slow  # each trains all methods
 
 
 @pytest.mark.parametrize("task", [None, "a", "b"])
-@pytest.mark.slow
 def test_the_sum_and_single_tasks_are_stock_keras(studied, task):
     """The same metrics as of a plain `keras.Model`, at its best epoch."""
     given, _ = studied
@@ -51,7 +50,6 @@ def test_the_sum_and_single_tasks_are_stock_keras(studied, task):
         assert named(logs) == pytest.approx(run[name], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_another_test_split_changes_no_choice(studied, tmp_path):
     """Epochs and rates are those that were chosen without it."""
     given, found = studied
@@ -124,7 +122,6 @@ def data_set(seed):
     return tf.data.Dataset.from_tensor_slices(split(seed)).batch(16)
 
 
-@pytest.mark.slow
 def test_data_sets_are_taken(tmp_path):
     """With metrics that are objects, and labels that are missing."""
     metric = keras.metrics.MeanAbsoluteError(name="far")
