@@ -11,6 +11,7 @@ from benchmarks import drawn_gradients as drawn
 from keras_mgda import MGDAModel, SharedRepresentation, diagnosis
 from keras_mgda.diagnosis import diagnose, diagnosis_of
 from tests.support import networks
+from tests.support.dtype_policy import dtype_policy
 
 SEEDS = 25  # 100 in benchmarks/diagnosis.py
 
@@ -402,8 +403,7 @@ def test_half_precision_is_looked_at_before_it_trains():
     found = {}
     for policy in ("float32", "mixed_float16"):
         keras.utils.set_random_seed(0)
-        keras.config.set_dtype_policy(policy)
-        try:
+        with dtype_policy(policy):
             model = keras.Model(*networks.plain(layers.Identity))
             loss = {"a": "mse", "b": "mse"}
             x, y = data(model)
@@ -411,8 +411,6 @@ def test_half_precision_is_looked_at_before_it_trains():
             found[policy] = diagnose(
                 model, (x, y), steps=8, batch_size=8, loss=loss
             )
-        finally:
-            keras.config.set_dtype_policy("float32")
     half, single = found["mixed_float16"], found["float32"]
     for task in "ab":
         assert half.tasks[task].norm_in_batch == pytest.approx(

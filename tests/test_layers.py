@@ -9,6 +9,7 @@ from keras import layers
 from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.descent.forward import record_forward_pass
 from tests.support import networks
+from tests.support.dtype_policy import dtype_policy
 
 
 @pytest.mark.slow
@@ -23,17 +24,13 @@ def test_marker_does_nothing_outside_of_a_training_step():
 
 
 def test_marker_keeps_the_type_of_what_it_marks():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with dtype_policy("mixed_float16"):
         for dtype in ("float16", "bfloat16", "float32", "float64"):
             z = {"u": keras.Input((3,), dtype=dtype)}
             marked = SharedRepresentation()(z)
             assert marked["u"].dtype == dtype
             model = keras.Model(z, marked)
             assert model({"u": tf.ones((2, 3), dtype)})["u"].dtype == dtype
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def test_mask_arrives_at_the_heads_of_a_training_step():

@@ -5,7 +5,6 @@ optimizer's variables and the logs of a stock `keras.Model` that is treated in
 the same way. `test_keras.py` looks closer, at one network.
 """
 
-import contextlib
 import itertools
 
 import keras
@@ -15,6 +14,7 @@ from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
 from tests.support import twins
+from tests.support.dtype_policy import dtype_policy
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
 SIZE, BATCH_SIZE = 8, 4
@@ -229,20 +229,10 @@ def callbacks(make, data, directory):
 
 def of_policy(name, optimizer=momentum):
     def run(make, data, directory):
-        with policy(name):
+        with dtype_policy(name):
             return fitted(compiled(make, optimizer), data)
 
     return run
-
-
-@contextlib.contextmanager
-def policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def scaled():

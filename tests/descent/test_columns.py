@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_mgda
 from keras_mgda import MGDAModel, SharedRepresentation, losses, weightings
+from tests.support.dtype_policy import dtype_policy
 
 M, STEPS, BATCH = 5, 20, 12
 NAMES = [f"t{k}" for k in range(M)]
@@ -275,12 +276,9 @@ def test_mixed_precision_takes_the_kernel_as_the_layer_does():
     x, y, _ = batch(0, gaps=True)
     weights = {}
     for policy in ("float32", "mixed_float16"):
-        keras.config.set_dtype_policy(policy)
-        try:
+        with dtype_policy(policy):
             keras.utils.set_random_seed(0)
             model, loss = columns()
-        finally:
-            keras.config.set_dtype_policy("float32")
         model.compile("sgd", loss, unlabelled="nan", run_eagerly=True)
         model.train_on_batch(x, {"assays": y})
         weights[policy] = list(model.task_weights.values())
@@ -289,11 +287,8 @@ def test_mixed_precision_takes_the_kernel_as_the_layer_does():
 
 
 def test_an_overflow_is_that_of_its_column():
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with dtype_policy("mixed_float16"):
         model, loss = columns(loss="mse")
-    finally:
-        keras.config.set_dtype_policy("float32")
     model.compile("sgd", loss, run_eagerly=True)
     x, y, _ = batch(0, gaps=False)
     y[0, 2] = 1e7

@@ -16,6 +16,7 @@ from keras import layers
 from keras_mgda import MGDAModel, SharedRepresentation, weightings
 from keras_mgda.linalg import gram_update as products
 from tests.support import networks, oracle
+from tests.support.dtype_policy import dtype_policy
 from tests.support.refusal import refused
 
 LOOKED_AT = ("conflicts", "corrections", "min_cosine")
@@ -510,9 +511,7 @@ def test_graphs_compute_what_eager_code_does(structure, gradients, graph):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.sample(1)
 def test_mixed_precision(policy):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         model = networks.mgda_model(
             perceptron,
             "adam",
@@ -523,8 +522,6 @@ def test_mixed_precision(policy):
         x, y = networks.data(model, 24)
         y = {task: of_task.astype("float32") for task, of_task in y.items()}
         history = model.fit(x, y, epochs=5, verbose=0).history
-    finally:
-        keras.config.set_dtype_policy(before)
     for name in ("loss", *LOOKED_AT):
         assert np.isfinite(history[name]).all()
     assert min(history["min_cosine"][1:]) > -0.02

@@ -20,6 +20,7 @@ from keras_mgda import (
     weightings,
 )
 from tests.support import networks, processes, runs
+from tests.support.dtype_policy import dtype_policy
 from tests.support.refusal import refused
 
 # One case of both modes always runs: `test_strategies.py`.
@@ -207,11 +208,8 @@ def test_overflow_on_the_second_replica_skips_the_step_on_both(
         (x[part], {t: v[part] for t, v in y.items()})
         for part in (slice(0, 24), slice(24, 48))
     ]
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with dtype_policy("mixed_float16"):
         model = runs.compiled(strategy, gradients=gradients)
-    finally:
-        keras.config.set_dtype_policy("float32")
     before = weights(model)
     model.fit(*batches[0], batch_size=24, shuffle=False, verbose=0)
     for a, b in zip(weights(model), before, strict=True):

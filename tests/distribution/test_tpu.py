@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.support import runs
+from tests.support.dtype_policy import dtype_policy
 
 # On hosts only, by parts of their names. XLA drops `Assert`.
 HOST_OPS = re.compile(
@@ -66,13 +67,10 @@ ALWAYS = (
 )
 @pytest.mark.sample(1)
 def test_step_is_one_static_xla_program(case, policy):
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         step, batch = runs.traced_step(case)
         graph = step.get_concrete_function(batch).graph
         program = list(instructions(step, batch))
-    finally:
-        keras.config.set_dtype_policy("float32")
 
     definition = graph.as_graph_def()
     nodes = [*definition.node]
@@ -114,11 +112,8 @@ def test_program_of_a_step_with_a_host_callback_is_not_accepted():
 @pytest.mark.slow
 @pytest.mark.parametrize("gradients", runs.MODES)
 def test_compiled_step_in_bfloat16_trains(gradients):
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with dtype_policy("mixed_bfloat16"):
         model = runs.compiled(gradients=gradients, jit_compile=True)
-    finally:
-        keras.config.set_dtype_policy("float32")
     (loss,) = runs.fit(model, epochs=1).history["loss"]
     in_float32 = runs.of_case_on_one(("mgda", gradients)).history["loss"]
     assert loss == pytest.approx(in_float32[0], rel=0.02)

@@ -8,6 +8,7 @@ from keras import layers
 from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.weightings import MGDA
 from tests.support import networks
+from tests.support.dtype_policy import dtype_policy
 from tests.support.twins import assert_same, normalized, train
 
 SGD = keras.optimizers.SGD
@@ -27,10 +28,8 @@ def floats(dtype):
 
 @pytest.fixture
 def policy(request):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield
-    keras.config.set_dtype_policy(before)
+    with dtype_policy(request.param):
+        yield
 
 
 def momentum():
@@ -101,9 +100,7 @@ def three_heads(mark):
 
 def run(policy, seed, **how):
     """The task weights and variables after each of 10 steps."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         keras.utils.set_random_seed(seed)
         model = MGDAModel(*three_heads(SharedRepresentation))
         optimizer = SGD(0.05, momentum=0.9)
@@ -112,8 +109,6 @@ def run(policy, seed, **how):
                 optimizer, initial_scale=2.0**8
             )
         model.compile(optimizer, dict.fromkeys("abc", "mse"), **how)
-    finally:
-        keras.config.set_dtype_policy(before)
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(8, 3))
     task_weights = []
@@ -156,9 +151,7 @@ def test_trains_within_2_percent_of_float32(policy, gradients, seed):
 def test_the_gram_matrix_is_summed_in_float32(policy, gradients):
     """Of 4096 products of 1 / 64 each, a sum in 16 bit would stop growing; the
     square of 2^-14 would be zero."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         z = keras.Input((4096,))
         weighting = networks.Constant([1.0, 1.0])
         model = MGDAModel(
@@ -181,8 +174,6 @@ def test_the_gram_matrix_is_summed_in_float32(policy, gradients):
             gradients=gradients,
             run_eagerly=True,
         )
-    finally:
-        keras.config.set_dtype_policy(before)
     weighting.calls.clear()
     y = {task: np.zeros((1, 1)) for task in "ab"}
     model.train_on_batch(np.ones((1, 4096)), y)

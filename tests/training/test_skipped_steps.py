@@ -12,6 +12,7 @@ import pytest
 from keras import layers
 
 from keras_mgda import MGDAModel, SharedRepresentation
+from tests.support.dtype_policy import dtype_policy
 
 TASKS = ("a", "b", "c")
 MODES = ("representation", "parameters", "last", "verified")
@@ -24,10 +25,8 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def _mixed_float16():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(before)
+    with dtype_policy("mixed_float16"):
+        yield
 
 
 def compiled(

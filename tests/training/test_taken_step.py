@@ -14,6 +14,7 @@ from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.internals import global_seed_state
 from keras_mgda.training.taken_step import ROUNDING, changes
 from tests.support import networks, oracle
+from tests.support.dtype_policy import dtype_policy
 from tests.support.refusal import refused
 
 FOUND = ("harmed", "worst_change", "encoder_part")
@@ -247,16 +248,13 @@ def test_rounding_is_no_harm(jit):
 def test_rounding_of_half_precision_is_no_harm(policy):
     """At a rate of 0 nothing moves, but fused operations round otherwise."""
     keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         x = keras.Input((8,))
         z = layers.Dense(64, "gelu")(layers.Dense(64, "gelu")(x))
         z = SharedRepresentation()(z)
         model = MGDAModel(
             x, {t: layers.Dense(1, dtype="float32")(z) for t in "ab"}
         )
-    finally:
-        keras.config.set_dtype_policy("float32")
     model.compile(SGD(0.0), "mse", verify="step")
     x, y = networks.data(model, b=256)
     logs = model.fit(x, y, batch_size=16, verbose=0).history
@@ -386,10 +384,8 @@ def test_masked_losses():
 
 @pytest.fixture
 def float16():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(before)
+    with dtype_policy("mixed_float16"):
+        yield
 
 
 @pytest.mark.usefixtures("float16")

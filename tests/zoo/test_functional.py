@@ -9,6 +9,7 @@ from keras_mgda.descent.forward import record_forward_pass
 from keras_mgda.description import describe
 from keras_mgda.functional import mark
 from tests.support import zoo
+from tests.support.dtype_policy import dtype_policy
 
 # The layers of which the output is marked, once for each marked tensor.
 FOUND = {
@@ -212,9 +213,7 @@ def test_layer_in_a_nested_model_is_named_by_its_path():
 
 def test_model_of_models():
     """The tensor is two models deep; precision is that of the layers."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with dtype_policy("mixed_bfloat16"):
         h = keras.Input((8,), name="inner_input")
         z = zoo.dense(4, "z")(h)
         inner = keras.Model(h, [z, zoo.dense(3, "of_a")(z)], name="inner")
@@ -235,8 +234,6 @@ def test_model_of_models():
         with record_forward_pass():
             same(marked(x), plain(x))
         marked.train_on_batch(x, y)
-    finally:
-        keras.config.set_dtype_policy(policy)
 
 
 def test_mark_inside_of_what_has_no_graph_is_refused():
