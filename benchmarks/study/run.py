@@ -36,23 +36,28 @@ def run(name, data, results):
 
 def first_seeds(number, name, data, results):
     """All trainings with the seeds 0 to `number - 1`, but those that ended."""
+    problem = PROBLEMS[name](data)
+    note_diagnosis(name, problem, results / "diagnosis.json")
+    return str(compared(problem, name, results / f"{name}.jsonl", number))
+
+
+def compared(problem, name, path, seeds):
+    """The comparison with the seeds 0 to `seeds - 1`, in this process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Graphs that are used for a few hundred steps are not worth optimizing.
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": True}
     )
-    results.mkdir(parents=True, exist_ok=True)
-    problem = PROBLEMS[name](data)
-    note_diagnosis(name, problem, results / "diagnosis.json")
-    comparison = compare(
+    return compare(
         problem.build,
         *problem.splits.values(),
-        losses=dict.fromkeys(problem.tasks, problem.loss),
-        metrics=dict.fromkeys(problem.tasks, problem.metric),
-        select=dict.fromkeys(problem.tasks, problem.select),
-        results=results / f"{name}.jsonl",
+        losses=problem.losses,
+        metrics=problem.metrics,
+        select=problem.select,
+        results=path,
         methods=problem.methods,
         learning_rates=problem.learning_rates,
-        seeds=range(number),
+        seeds=range(seeds),
         epochs=problem.epochs,
         patience=problem.patience,
         batch_size=problem.batch_size,
@@ -62,7 +67,6 @@ def first_seeds(number, name, data, results):
         allow_overlap=True,  # equal fingerprints of different molecules
         verbose=1,
     )
-    return str(comparison)
 
 
 def note_diagnosis(name, problem, path):
@@ -71,13 +75,15 @@ def note_diagnosis(name, problem, path):
     if name in found["problems"]:
         return
     keras.utils.set_random_seed(0)
-    model = MGDAModel.from_model(problem.build())
-    model.compile(
-        loss=dict.fromkeys(problem.tasks, problem.loss),
-        **problem.compile_options,
-    )
+    model = problem.build()
+    if not isinstance(model, MGDAModel):
+        model = MGDAModel.from_model(model)
+    model.compile(loss=problem.losses, **problem.compile_options)
+    train = problem.splits["train"]
     diagnosis = diagnose(
-        model, problem.splits["train"], batch_size=problem.batch_size
+        model,
+        train() if callable(train) else train,
+        batch_size=problem.batch_size,
     )
     found["problems"][name] = {
         "harmful": diagnosis.steps["plain sum"].harmful.value,

@@ -81,7 +81,7 @@ def test_tox21_of_a_file(tmp_path):
     rows += ["1,0,0,0,0,T3,no molecule", "1,,,0,1,T4,c1ccccc1"]
     with gzip.open(tmp_path / "molecules" / "tox21.csv.gz", "wt") as file:
         file.write("\n".join(rows))
-    splits = datasets.tox21(tmp_path)
+    splits = datasets.assays(tmp_path, "tox21")
     # The second has no label of the first assays, the third does not parse.
     assert sum(len(x) for x, _ in splits.values()) == 2
     labels = np.concatenate([y["NR_AR"] for _, y in splits.values()])
