@@ -14,6 +14,7 @@ import scipy.stats
 
 from benchmarks.harness import RESULTS, ROOT, lines, load
 from benchmarks.study import report as study_report
+from benchmarks.study import scales
 from examples import molecules, report, text_report
 from keras_mgda.comparison import Comparison
 from keras_mgda.pareto import delta_m
@@ -578,6 +579,10 @@ def study_diagnosis(folder=RESULTS):
     return markdown(*study_report.judged(folder / "study"))
 
 
+def study_scales(folder=RESULTS):
+    return markdown(*scales.table(folder / "study"))
+
+
 TABLES = {
     "agreement": agreement,
     "demo": demo,
@@ -608,6 +613,7 @@ TABLES = {
     "study_changes": study_changes,
     "study_effort": study_effort,
     "study_diagnosis": study_diagnosis,
+    "study_scales": study_scales,
 }
 
 

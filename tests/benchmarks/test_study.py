@@ -4,11 +4,12 @@ import doctest
 import gzip
 import json
 
+import keras
 import numpy as np
 import pytest
 
 from benchmarks.harness import RESULTS, lines
-from benchmarks.study import datasets, problems, ranks, report
+from benchmarks.study import datasets, problems, ranks, report, scales
 
 STUDY = RESULTS / "study"
 COMMITTED = sorted(STUDY.glob("*.jsonl"))
@@ -93,6 +94,51 @@ def test_tox21_of_a_file(tmp_path):
     assert np.log(4) < x.max() < np.log(8)  # benzene: six atoms alike
 
 
+def test_toxcast_has_the_assays_with_most_labels_of_the_rarer_class(tmp_path):
+    pytest.importorskip("rdkit")
+    (tmp_path / "molecules").mkdir()
+    rows = ["smiles,none,a,few,b,c,d"]  # three of `few` are labelled
+    for k, carbons in enumerate(range(1, 21)):
+        few = "01"[k % 2] if k < 3 else ""
+        label = "01"[k % 2]
+        rows.append(f"{'C' * carbons},0,{label},{few},{label},{label},{label}")
+    with gzip.open(tmp_path / "molecules" / "toxcast.csv.gz", "wt") as file:
+        file.write("\n".join(rows))
+    splits = datasets.assays(tmp_path, "toxcast", best_labelled=True)
+    assert [len(x) for x, _ in splits.values()] == [16, 2, 2]
+    assert all(list(y) == ["a", "b", "c", "d"] for _, y in splits.values())
+
+
+def test_entities_and_segmentation_of_three_files(tmp_path):
+    """Batches of the training split follow the seed; each message once."""
+    (tmp_path / "text").mkdir()
+    letters = "abcdefghij"
+    for ending, number in (("train", 40), ("dev", 10), ("test", 10)):
+        blocks = [
+            "\n".join(
+                f"{letter}{k % 2}\t{'B-PER' if letter == 'a' else 'O'}"
+                for k, letter in enumerate(letters[i % 10 :] + letters)
+            )
+            for i in range(number)
+        ]
+        path = tmp_path / "text" / f"weiboNER_2nd_conll.{ending}"
+        path.write_text("\n\n".join(blocks) + "\n")
+    problem = problems.PROBLEMS["weibo"](tmp_path)
+    assert set(problem.losses) == {"ner", "cws"}
+
+    def tokens(split):
+        return [x["token_ids"].numpy() for x, *_ in problem.splits[split]()]
+
+    assert sum(map(len, tokens("test"))) == 10
+
+    def first_batch(seed):
+        keras.utils.set_random_seed(seed)
+        return tokens("train")[0].tolist()
+
+    assert first_batch(1) == first_batch(1) != first_batch(2)
+    assert set(problem.build().output) == {"ner", "cws"}
+
+
 def test_multi_mnist_of_a_file(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(70, 28, 28), dtype="uint8")
@@ -144,6 +190,48 @@ def test_a_method_that_diverged_is_last():
         "b": 2.0,
         "c": 1.0,
     }
+
+
+# The scales.
+
+
+def test_the_scaled_loss_is_the_loss_times_the_factor():
+    problem = scales.scaled(1000.0)
+    weights = problem.compile_options["loss_weights"]
+    assert weights == {"left": 1000.0, "right": 1.0}
+    assert "fixed weights" not in problem.methods
+    ratios = [
+        options["weighting"]["left"] / options["weighting"]["right"]
+        for name, options in problem.methods.items()
+        if name.startswith("weights ")
+    ]
+    np.testing.assert_allclose(ratios, np.logspace(-3, 3, 25))
+    # Among them is what undoes the factor.
+    assert min(abs(np.array(ratios) * 1000 - 1)) < 1e-9
+
+
+def test_the_scales_are_those_of_the_lines(tmp_path):
+    """Against the weights that validation chooses, which are not test's."""
+    (tmp_path / "scales").mkdir()
+
+    def written(method, seed, on_validation, on_test):
+        both = {"left": on_validation, "right": on_validation}
+        line = {"method": method, "seed": seed, "validation": both}
+        return json.dumps(line | {"test": {"left": on_test, "right": 0.5}})
+
+    for factor in scales.FACTORS:
+        found = [written("reference", 0, 0.9, None)]
+        for seed in (1, 0):
+            found.append(written("plain sum", seed, 0.7, 0.4))
+            found.append(written("weights 1 : 1", seed, 0.8, 0.5))
+            found.append(written("weights 2 : 1", seed, 0.7, 0.9))
+        path = tmp_path / "scales" / f"{factor:g}.jsonl"
+        path.write_text("\n".join(found) + "\n")
+    header, rows = scales.table(tmp_path)
+    assert header[1:4] == ["0.001", "0.01", "0.1"]
+    by_method = {row[0]: row[1:] for row in rows}
+    assert by_method["plain sum"] == ["-10.0 ± 0.0"] * 7
+    assert by_method[scales.BEST_WEIGHTS] == ["0.0 ± 0.0"] * 7
 
 
 # The report.
