@@ -38,6 +38,7 @@ from keras_mgda import (
     losses,
     metrics,
     pareto,
+    problems,
     weightings,
 )
 from keras_mgda.layers import GradientFork, SharedRepresentation
@@ -46,7 +47,7 @@ from keras_mgda.linalg.min_norm import MinNormPoint, min_norm_point
 from keras_mgda.model import MGDAModel
 
 if _typing.TYPE_CHECKING:
-    from keras_mgda import comparison, problems, serving
+    from keras_mgda import comparison, serving
     from keras_mgda.comparison import Comparison, compare
     from keras_mgda.diagnosis import Diagnosis, diagnose
     from keras_mgda.serving.export import export_saved_model
@@ -76,14 +77,13 @@ __all__ = [
     "weightings",
 ]
 
-# Loaded when they are asked for: training needs none of it.
+# Loaded when they are asked for: neither training nor loading needs them.
 _LAZY = {
     "comparison": "keras_mgda.comparison",
     "compare": "keras_mgda.comparison",
     "Comparison": "keras_mgda.comparison",
     "diagnose": "keras_mgda.diagnosis",
     "Diagnosis": "keras_mgda.diagnosis",
-    "problems": "keras_mgda.problems",
     "serving": "keras_mgda.serving",
     "export_saved_model": "keras_mgda.serving.export",
 }

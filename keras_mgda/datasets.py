@@ -1,7 +1,7 @@
 """The data sets of several tasks, as one that a model with all trains on."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -57,7 +57,9 @@ def join_tasks(
         sampling: how the data sets share the batches.
         epochs: how many epochs the data set shall hold, one after another. Only
             `"annealed"` differs between them.
-        seed: of the order and of the sampling.
+        seed: of the order and of the sampling. With it all epochs are the
+            same in each run. (So that they are, a `map` of a data set runs in
+            parallel only where its `num_parallel_calls` says so.)
         pad: what sequences among the inputs are padded with: one value for
             all, or a dict by the names of inputs. `None` is zero, or the empty
             string.
@@ -136,7 +138,11 @@ def join_tasks(
     if not once:
         size = tf.data.experimental.assert_cardinality(steps * epochs)
         joined = joined.take(steps * epochs).apply(size)
-    return joined.prefetch(tf.data.AUTOTUNE)
+    # TensorFlow's rewrites read ahead of what `take` lets through, and how far
+    # they came would decide on the order of the next epoch.
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return joined.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def _sizes(datasets: Mapping[str, tf.data.Dataset]) -> list[int]:
@@ -204,15 +210,13 @@ def _form(specs: Mapping[str, Any]) -> _Form:
         for task, label in of_tasks.items():
             where = f"the labels of task '{task}'"
             labels[task] = _merged(labels.get(task), label, where)
-        given = _by_task(name, *sample_weight) if sample_weight else {}
+        given = _weights_by_task(of_tasks, *sample_weight)
         if unknown := set(given) - set(of_tasks):
-            if set(given) != {name}:
-                raise ValueError(
-                    "Sample weights must be of tasks that have labels. "
-                    f"Received: {sorted(unknown)} in the data set '{name}' "
-                    f"with labels for {list(of_tasks)}. Leave them out."
-                )
-            given = dict.fromkeys(of_tasks, given[name])
+            raise ValueError(
+                "Sample weights must be of tasks that have labels. "
+                f"Received: {sorted(unknown)} in the data set '{name}' with "
+                f"labels for {list(of_tasks)}. Leave them out."
+            )
         for task, weight in given.items():
             where = f"the sample weights of task '{task}'"
             spec = tf.TensorSpec(weight.shape, tf.float32)
@@ -236,6 +240,13 @@ def _form(specs: Mapping[str, Any]) -> _Form:
 def _by_task(name: str, value: Any) -> Mapping[str, Any]:
     """What a data set has for each task; all of it, if it is for one."""
     return value if isinstance(value, Mapping) else {name: value}
+
+
+def _weights_by_task(tasks: Iterable[str], *sample_weight: Any) -> Any:
+    """Those of each task; one that is no dict is that of all of them."""
+    if sample_weight and not isinstance(sample_weight[0], Mapping):
+        return dict.fromkeys(tasks, sample_weight[0])
+    return dict(*sample_weight)
 
 
 def _all_inputs(specs: Mapping[str, Any], named: bool) -> Any:
@@ -366,9 +377,7 @@ def _completed(name: str, form: _Form) -> Any:
                 n: x[n] if n in x else _empty(s) for n, s in form.inputs.items()
             }
         own = _by_task(name, y)
-        given = _by_task(name, *sample_weight) if sample_weight else {}
-        if given and set(given) - set(own):
-            given = dict.fromkeys(own, given[name])
+        given = _weights_by_task(own, *sample_weight)
         ys = {
             task: own[task] if task in own else _empty(spec)
             for task, spec in form.labels.items()

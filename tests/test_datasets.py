@@ -92,6 +92,19 @@ def test_the_seed_decides():
     assert not np.array_equal(first(3), first(4))
 
 
+def test_one_sample_weight_is_that_of_all_tasks():
+    """Also in a data set that has the name of one of them."""
+    labels = {"a": tf.zeros([4]), "b": tf.ones([4])}
+    of_all = tf.data.Dataset.from_tensor_slices(
+        (tf.zeros([4, 2]), labels, tf.fill([4], 0.25))
+    )
+    for name in ("a", "both"):
+        joined = datasets.join_tasks({name: of_all}, 4, sampling="once")
+        ((_, _, weight),) = list(joined)
+        for task in labels:
+            assert weight[task].numpy().tolist() == [0.25] * 4
+
+
 def test_different_inputs_are_filled_with_zeros():
     def named(dataset, name):
         return dataset.map(lambda x, y: ({name: x, "both": x[0]}, y))

@@ -211,7 +211,7 @@ def compare(
         settings = {
             **problem.described(),
             "splits": digests,
-            "network": _network(submit, problem, planned, path),
+            **_network(submit, problem, planned, path),
             "reference": described(reference),
             "reference_training": None if reference else [rates[0], first.seed],
         }
@@ -257,17 +257,17 @@ def _network(
     problem: Problem,
     planned: Sequence[Training],
     path: pathlib.Path,
-) -> str:
-    """The digest of the network, of which one of each kind was compiled."""
+) -> dict[str, str]:
+    """Digests of network and optimizer; one of each kind was compiled."""
     kinds: dict[str, Training] = {}
     for run in planned:
         kinds.setdefault(json.dumps(described([run.task, run.options])), run)
     ended = submit(training.check, problem, list(kinds.values()))
     try:
-        digest: str = ended.result()
+        digests: dict[str, str] = ended.result()
     except BrokenProcessPool as error:
         raise _failure(error, planned[0], path) from error
-    return digest
+    return digests
 
 
 def _failure(

@@ -72,6 +72,13 @@ class Problem:
                     f"'max' or 'min'. Received: {metric!r} for {task!r}. Write "
                     "`('accuracy', 'max')`."
                 )
+            if metric[0] == "loss":
+                raise ValueError(
+                    "`select` must name a metric: Keras's loss of a model with "
+                    "one task also holds its weight and regularization. "
+                    f"Received: 'loss' for {task!r}. Add the loss to "
+                    "`metrics`, such as 'mse', and select that."
+                )
         for task, value in (self.reference or {}).items():
             if not math.isfinite(value) or not value:
                 raise ValueError(
@@ -86,6 +93,12 @@ class Problem:
                 " For other arguments take a `functools.partial`."
             )
         check_options(self.compile_options, "compile_options")
+        weights = self.compile_options.get("loss_weights")
+        if weights is not None and not isinstance(weights, Mapping):
+            raise ValueError(
+                "`loss_weights` must be a dict, `{task: number}`, for single "
+                f"tasks are trained, too. Received: {weights!r}."
+            )
 
     def described(self) -> dict[str, Any]:
         """What has to be the same for results to be compared."""

@@ -231,6 +231,9 @@ class Comparison:
         if self._test:
             means = np.array([of.mean(axis=0) for of in self._test.values()])
             signs = [1 if t in self._lower else -1 for t in self.task_names]
+            # Equal ones differ by the order in which seeds were added up.
+            largest = np.abs(means).max(axis=0)
+            means = np.round(means / np.where(largest > 0, largest, 1), 12)
             of_tasks = optional("scipy.stats").rankdata(means * signs, axis=0)
             ranks = dict(zip(self._test, of_tasks.mean(1).tolist()))  # noqa: B905
         seconds_of_sum = _seconds(tried[PLAIN_SUM])
@@ -313,7 +316,7 @@ class Comparison:
         if plain.rank is None:
             return (
                 f"Nothing can be compared with the plain sum, which "
-                f"{plain.note}: begin with lower learning rates."
+                f"{plain.note}: try lower learning rates."
             )
         if self.baseline is None:
             return (
@@ -458,6 +461,16 @@ def _how_it_diverged(parts: Parts) -> str:
     return f"diverged in {len(wrong)} of {len(ends)} trainings: {wrong[0]}"
 
 
+def _told(option: Any) -> str:
+    """A call where an instance was given, which stands as class and config."""
+    if isinstance(option, dict) and len(option) == 1:
+        ((name, config),) = option.items()
+        if isinstance(config, dict):
+            given = ", ".join(f"{k}={v!r}" for k, v in config.items())
+            return f"{name.rpartition('.')[2]}({given})"
+    return repr(option)
+
+
 def _rates(chosen: Mapping[str, Any]) -> str:
     of_parts = [chosen] if "learning_rate" in chosen else chosen.values()
     rates = [f"{of_part['learning_rate']:g}" for of_part in of_parts]
@@ -466,5 +479,7 @@ def _rates(chosen: Mapping[str, Any]) -> str:
 
 def _options(chosen: Mapping[str, Any]) -> str:
     options = chosen.get("options") or {}
-    told = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    told = ", ".join(
+        f"{name}={_told(value)}" for name, value in options.items()
+    )
     return f" and with `compile({told})`" if told else ""

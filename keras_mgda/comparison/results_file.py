@@ -120,8 +120,9 @@ def go_on(
         before = line["settings"]
         differ = [
             f"`{name}` was {before.get(name)!r} and is {settings.get(name)!r}"
-            for name in {**before, **settings}
-            if before.get(name) != settings.get(name)
+            # Not what an older version did not note.
+            for name in before
+            if before[name] != settings.get(name)
         ]
         if differ:
             raise ValueError(

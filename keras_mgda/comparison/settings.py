@@ -1,7 +1,6 @@
 """A setting of a training: sent to another process, made anew, written down."""
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import math
@@ -13,14 +12,7 @@ import keras
 import numpy as np
 
 from keras_mgda import weightings
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What makes a new metric or weighting; these have variables."""
-
-    cls: Any
-    config: dict[str, Any]
+from keras_mgda.recipe import Recipe
 
 
 def portable(structure: Any) -> Any:
@@ -28,7 +20,7 @@ def portable(structure: Any) -> Any:
 
     def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, (keras.metrics.Metric, weightings.Weighting)):
-            return Recipe(type(leaf), leaf.get_config())
+            return Recipe.of(leaf)
         return leaf
 
     return keras.tree.map_structure(of_leaf, structure)
@@ -39,7 +31,7 @@ def new(structure: Any) -> Any:
 
     def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Recipe):
-            return leaf.cls.from_config(leaf.config)
+            return leaf.make()
         made = leaf.func if isinstance(leaf, functools.partial) else leaf
         return _made(leaf) if isinstance(made, type) else leaf
 

@@ -19,6 +19,16 @@ def of_tasks(split: Any, tasks: Sequence[str]) -> Any:
     """The split with the labels of these tasks alone."""
 
     def cut(x: Any, y: Any, *sample_weight: Any) -> tuple[Any, ...]:
+        for what, part in zip(
+            ("labels", "sample weights"), (y, *sample_weight), strict=False
+        ):
+            if isinstance(part, Mapping) and not set(tasks) <= set(part):
+                raise ValueError(
+                    f"A split must have {what} for every task of `losses`. "
+                    f"Received: {list(part)} for {list(tasks)}. Give the "
+                    "missing tasks zeros, or NaN with `unlabelled`, where "
+                    "there are none."
+                )
         labels_and_weights = (
             {task: part[task] for task in tasks}
             if isinstance(part, Mapping)
@@ -62,6 +72,11 @@ def digests(splits: Mapping[str, Any], allow_overlap: bool) -> dict[str, Any]:
         data = given(split)
         found[name] = None
         if isinstance(data, tf.data.Dataset):
+            if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+                raise ValueError(
+                    "A split must end. Received: a data set without an end as "
+                    f"`{name}`. Leave out `repeat()`, or bound it by `take`."
+                )
             continue
         pair = isinstance(data, (tuple, list)) and len(data) in (2, 3)
         if not pair or not isinstance(data[1], Mapping):
@@ -72,12 +87,12 @@ def digests(splits: Mapping[str, Any], allow_overlap: bool) -> dict[str, Any]:
                 "labels of each task."
             )
         try:
-            inputs = _hashes(data[0])
+            inputs, known = _hashes(data[0]), set(_hashes(data[0], alike=True))
             labels = [h for part in data[1:] for h in _hashes(part)]
         except (TypeError, ValueError):  # not what NumPy takes
             continue
         for other, before in examples.items():
-            both = before & set(inputs)
+            both = before & known
             if both and not allow_overlap:
                 raise ValueError(
                     "No example must be in two splits. Received: "
@@ -86,14 +101,19 @@ def digests(splits: Mapping[str, Any], allow_overlap: bool) -> dict[str, Any]:
                     "`allow_overlap=True` if different examples have the same "
                     "inputs."
                 )
-        examples[name] = set(inputs)
+        examples[name] = known
         everything = b"".join(inputs + labels)
         found[name] = hashlib.blake2b(everything, digest_size=8).hexdigest()
     return found
 
 
-def _hashes(structure: Any) -> list[bytes]:
-    """A hash of every example in a structure of arrays."""
+def _hashes(structure: Any, alike: bool = False) -> list[bytes]:
+    """A hash of every example in a structure of arrays.
+
+    Args:
+        structure: the arrays.
+        alike: whether integers have the hash of the same floating numbers.
+    """
     arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(structure)]
     hashes = [hashlib.blake2b(digest_size=8) for _ in range(len(arrays[0]))]
     for array in arrays:
@@ -103,6 +123,8 @@ def _hashes(structure: Any) -> list[bytes]:
             array = array.astype("float32") + np.float32(0)
         elif not as_text:
             array = array.astype("int64")
+            if alike and (array == array.astype("float32")).all():
+                array = array.astype("float32")
         for hashed, row in zip(hashes, array, strict=True):
             hashed.update(
                 repr(np.asarray(row).tolist()).encode()

@@ -30,10 +30,14 @@ class Interval:
     def __str__(self) -> str:
         if self.half_width is None:
             return f"{self.mean:.4g}"
+        # Two digits of the half width; four of the mean where that is zero up
+        # to rounding.
+        smallest = self.half_width
+        if smallest <= 1e-7 * abs(self.mean):
+            smallest = abs(self.mean) / 100
         digits = 2
-        if self.half_width > 0:
-            digits = max(0, 1 - math.floor(math.log10(self.half_width)))
-        digits = min(digits, 6)
+        if smallest > 0:
+            digits = max(0, 1 - math.floor(math.log10(smallest)))
         mean = round(self.mean, digits) + 0.0  # not -0.0
         return f"{mean:.{digits}f} ± {self.half_width:.{digits}f}"
 

@@ -94,12 +94,13 @@ def _train(problem: Problem, training: Training) -> Line:
     }
 
 
-def check(problem: Problem, trainings: Sequence[Training]) -> str:
+def check(problem: Problem, trainings: Sequence[Training]) -> dict[str, str]:
     """Whether all methods compile and all metrics are there, before training.
 
     Returns:
-        A digest of the network: not its variables, but their shapes, and the
-        layers with their settings.
+        Digests of the network: not of its variables, but of their shapes, of
+        the layers with their settings, and of how these are connected; and of
+        the optimizer without its learning rate.
 
     Raises:
         ValueError: if not.
@@ -118,15 +119,29 @@ def check(problem: Problem, trainings: Sequence[Training]) -> str:
         for training in trainings:
             _compiled(problem, training)
         model = _compiled(problem, trainings[0].of_reference())
-        validation = splits.of_tasks(splits.given(problem.validation), tasks)
-        if wrong := _not_finite(_evaluated(model, validation, problem, tasks)):
-            raise ValueError(
-                "A metric must be finite on the validation split. Received: "
-                f"{wrong} of a model that was not trained. Look for labels "
-                "that are NaN (`compile_options={'unlabelled': 'nan'}`) or of "
-                "one class only, or take another metric."
-            )
-        return _digest(network)
+        splits.of_tasks(splits.given(problem.train), tasks)
+        # Also of the test split: that something is a number chooses nothing.
+        for name in ("validation", "test"):
+            split = splits.given(getattr(problem, name))
+            split = splits.of_tasks(split, tasks)
+            if wrong := _not_finite(_evaluated(model, split, problem, tasks)):
+                raise ValueError(
+                    f"A metric must be finite on the {name} split. Received: "
+                    f"{wrong} of a model that was not trained. Look for labels "
+                    "that are NaN (`compile_options={'unlabelled': 'nan'}`) or "
+                    "of one class only, or take another metric."
+                )
+        return {
+            "network": _digest(network),
+            "connections": _connections(network),
+            "optimizer_settings": _hashed(
+                [
+                    [key, described(value)]
+                    for key, value in model.optimizer.get_config().items()
+                    if key not in ("name", "learning_rate")
+                ]
+            ),
+        }
 
 
 def _built(problem: Problem) -> keras.Model:
@@ -184,7 +199,35 @@ def _digest(network: keras.Model) -> str:
 
     visit(network.layers)
     # Keras numbers the names of layers, the further the more were made.
-    text = re.sub(r'(: "\w+?)(_\d+)?"', r'\1"', json.dumps(parts))
+    return _hashed(parts, numbered=re.compile(r'(: "\w+?)(_\d+)?"'))
+
+
+def _connections(network: keras.Model) -> str:
+    """Which layer reads which, of a functional model and those inside."""
+    parts: list[Any] = []
+
+    def visit(config: Mapping[str, Any]) -> None:
+        if "output_layers" not in config:
+            return
+        layers = config["layers"]
+        text = json.dumps(
+            [described(layer["inbound_nodes"]) for layer in layers]
+            + [described(config["output_layers"])]
+        )
+        for k, layer in enumerate(layers):
+            text = text.replace(f'"{layer["name"]}"', f'"#{k}"')
+            visit(layer["config"])
+        parts.append(text)
+
+    with contextlib.suppress(NotImplementedError):
+        visit(network.get_config())
+    return _hashed(parts)
+
+
+def _hashed(parts: Any, numbered: re.Pattern[str] | None = None) -> str:
+    text = json.dumps(parts)
+    if numbered is not None:
+        text = numbered.sub(r'\1"', text)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -32,6 +32,13 @@ class TextPooling(layers.Layer):
     3.0
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        """None: what is left has no axis of tokens."""
+
     def call(self, tokens: Any, is_token: Any) -> Any:
         weights = ops.expand_dims(ops.cast(is_token, tokens.dtype), -1)
         count = ops.maximum(ops.sum(weights, axis=1), 1)

@@ -42,8 +42,8 @@ def dataset(
 
     Args:
         expression: as `parse` takes it.
-        problems: those that it names, and perhaps others. One that it does not
-            name has no labels here.
+        problems: those of the model, as `network` was given them. One that the
+            expression does not name has no labels here: its weights are zero.
         tokenization: of the texts.
         batch_size: the number of examples in a batch.
         split: of the problems' data.
@@ -85,6 +85,11 @@ def dataset(
     ([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]], [0.0, 0.0, 1.0, 1.0])
     """
     by_name = {problem.name: problem for problem in problems}
+    if len(by_name) < len(problems):
+        raise ValueError(
+            "Each problem must have a name of its own. Received: "
+            f"{[problem.name for problem in problems]}."
+        )
     groups = parse(expression)
     datasets = {}
     counts: Counter[str] = Counter()
@@ -100,11 +105,10 @@ def dataset(
             members, split, tokenization, seed, counts
         )
     _warn(counts, tokenization, split)
-    pairs = any(by_name[n].kind == PAIRS for group in groups for n in group)
     pad = {"token_ids": tokenization.pad}
-    if pairs:
+    if any(by_name[n].kind == PAIRS for group in groups for n in group):
         pad["pair_token_ids"] = tokenization.pad
-    return join_tasks(
+    joined = join_tasks(
         datasets,
         batch_size,
         sampling=sampling,
@@ -113,19 +117,44 @@ def dataset(
         pad=pad,
         bucket_boundaries=bucket_boundaries,
     )
+    named = {name for group in groups for name in group}
+    if others := [p for p in problems if p.name not in named]:
+        joined = joined.map(_with_nothing_of(others, tokenization.pad))
+    return joined
+
+
+def _with_nothing_of(others: Sequence[Problem], pad: int) -> Any:
+    """Fills a batch up with problems of which it has no label."""
+
+    def fill(x: Any, y: Any, weight: Any) -> tuple[Any, Any, Any]:
+        x, y, weight = dict(x), dict(y), dict(weight)
+        ids = x["token_ids"]
+        for problem in others:
+            of_each = ids if problem.of_kind.of_tokens else ids[:, 0]
+            weight[problem.name] = tf.zeros_like(of_each, tf.float32)
+            y[problem.name] = tf.zeros_like(of_each)
+            if problem.kind in _OF_NUMBERS:
+                size = 1 if problem.kind == PAIRS else problem.size
+                y[problem.name] = tf.zeros([tf.shape(ids)[0], size])
+            if problem.kind == PAIRS and "pair_token_ids" not in x:
+                x["pair_token_ids"] = tf.fill(tf.shape(ids), pad)
+        return x, y, weight
+
+    return fill
 
 
 def _warn(counts: Counter[str], tokenization: Tokenization, split: str) -> None:
-    cut, empty, lost = (counts[of] for of in ("cut", "empty", "lost"))
-    found = [
-        f"{cut} texts were cut to {tokenization.max_length} token ids"
-        * bool(cut),
-        f"{empty} texts were left out, for they are empty" * bool(empty),
-        f"{lost} tokens were left out, with their labels: the tokenizer makes "
-        "nothing of them" * bool(lost),
-    ]
-    if message := "; ".join(filter(None, found)):
-        warnings.warn(f"In the split {split!r} {message}.", stacklevel=3)
+    what = {
+        "cut": f"texts that were cut to {tokenization.max_length} token ids",
+        "empty": "texts that were left out, for they are empty",
+        "lost": "tokens that were left out, with their labels, for the "
+        "tokenizer makes nothing of them",
+    }
+    found = [f"{text}: {counts[of]}" for of, text in what.items() if counts[of]]
+    if found:
+        warnings.warn(
+            f"In the split {split!r} {'; '.join(found)}.", stacklevel=3
+        )
 
 
 class _Column(NamedTuple):
@@ -167,8 +196,18 @@ def _of_group(
     kept = [k for k, text in enumerate(texts) if len(text)]
     tokens = tokenization.encode([texts[k] for k in kept])
     counts["cut"] += tokens.num_cut
-    counts["empty"] += len(texts) - len(kept)
     counts["lost"] += tokens.num_lost
+    some = [
+        place
+        for place, ids in enumerate(tokens.ids)
+        if tokenization.has_tokens(ids)
+    ]
+    tokens = tokens._replace(
+        ids=[tokens.ids[place] for place in some],
+        first=[tokens.first[place] for place in some],
+    )
+    kept = [kept[place] for place in some]
+    counts["empty"] += len(texts) - len(kept)
     if not kept:
         raise ValueError(
             "A problem must have a text that is not empty. Received: "
@@ -186,6 +225,11 @@ def _of_group(
             partners = ["" if text is None else text for text in of_kept]
             encoded = tokenization.encode(partners)
             counts["cut"] += encoded.num_cut
+            counts["lost"] += encoded.num_lost
+            of_kept = [
+                text if tokenization.has_tokens(ids) else None
+                for text, ids in zip(of_kept, encoded.ids, strict=True)
+            ]
             inputs["pair_token_ids"] = _ragged(encoded.ids)
         of_kept_texts = [texts[k] for k in kept]
         columns[problem.name] = _COLUMNS[problem.kind](
@@ -288,7 +332,7 @@ def _numbers(problem: Problem, labels: Any, *_: Any) -> _Column:
 
 
 def _partners(problem: Problem, labels: Any, *_: Any) -> _Column:
-    weights = np.array([bool(label) for label in labels], np.float32)
+    weights = _weights(labels)
     return _Column(tf.constant(weights[:, None]), tf.constant(weights))
 
 
@@ -323,6 +367,9 @@ def _tags(problem: Problem, labels: Any, texts: Any, tokens: Tokens) -> _Column:
     return _Column(_ragged(rows), _ragged(weights, np.float32))
 
 
+# Kinds with labels `[b, k]` of float32.
+_OF_NUMBERS = ("multi-label", "regression", PAIRS)
+
 _COLUMNS: dict[str, Callable[..., _Column]] = {
     "classification": _classes,
     "multi-label": _several,
@@ -349,6 +396,7 @@ def _with_masks(
         random = tf.random.stateless_uniform(
             tf.shape(true), seed + 1, 0, problem.size, tf.int32
         )
+        random = tf.where(random == tokenization.pad, true, random)
         shown = tf.where(how < 0.8, problem.mask_id, random)
         shown = tf.where(chosen & (how < 0.9), shown, true)
         return (

@@ -11,6 +11,7 @@ from keras import layers
 
 from keras_mgda.problems.pairs import PairLoss
 from keras_mgda.problems.tags import SpanF1, TokenAccuracy
+from keras_mgda.recipe import Recipe
 
 Kind = Literal[
     "classification",
@@ -117,6 +118,12 @@ class Problem:
             if self.kind != "classification":
                 labels = [c for several in labels for c in several]
             found = tuple(sorted({c for c in labels if c is not None}))
+            if any(c != c for c in found):
+                raise ValueError(
+                    "A class must be equal to itself. Received: NaN among the "
+                    f"labels of the problem '{self.name}'. Put `None` where a "
+                    "label is missing."
+                )
             object.__setattr__(self, "classes", found)
         if self.kind == MASKED and self.mask_id is None:
             raise ValueError(
@@ -135,8 +142,12 @@ class Problem:
         if self.kind == MASKED:
             return int(self.classes)
         if self.kind == "regression":
-            (_, labels), *_ = self.data.values()
-            known = (y for y in labels if y is not None)
+            known = (
+                y
+                for _, labels in self.data.values()
+                for y in labels
+                if y is not None
+            )
             return np.size(next(known, 0.0))
         return len(self.classes)
 
@@ -235,8 +246,8 @@ def answers(problems: Sequence[Problem]) -> dict[str, Callable[[Any], Any]]:
 
 def _copied(metric: Any) -> Any:
     if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
+        return Recipe.of(metric).make()
+    return metric() if callable(metric) else metric
 
 
 def _crossentropy() -> keras.losses.Loss:

@@ -76,8 +76,16 @@ num_cut=1, num_lost=0)
             of_text = of_text[:room]
             ids.append(of_text + ([] if self.end is None else [self.end]))
             first.append(places)
-        lost = sum(not pieces[part] for text in parts for part in text if part)
+        # A text that is empty has no token that could be lost.
+        lost = sum(
+            not pieces[part] for text in parts if text != [""] for part in text
+        )
         return Tokens(ids, first, num_cut, lost)
+
+    def has_tokens(self, ids: Sequence[int]) -> bool:
+        """Whether there is more in the ids of a text than start and end."""
+        specials = (self.start is not None) + (self.end is not None)
+        return len(ids) > specials
 
     def _pieces(self, strings: list[str]) -> list[list[int]]:
         found: list[list[int]] = []
@@ -112,6 +120,8 @@ num_cut=1, num_lost=0)
 
         def token_ids(text: tf.Tensor) -> dict[str, tf.Tensor]:
             ids = tf.cast(self.tokenizer(text), tf.int32)
+            if ids.shape.rank == 1:  # one for each string
+                ids = tf.RaggedTensor.from_tensor(ids[:, None])
             rows = tf.shape(text)[0]
             room = self.max_length - (self.start is not None)
             parts = [ids[:, : room - (self.end is not None)]]

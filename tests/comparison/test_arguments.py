@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_mgda import weightings
 from keras_mgda.comparison import InProcess, compare, settings
 from keras_mgda.comparison.statistics import optional
+from keras_mgda.recipe import Recipe
 from tests.support import comparison_job
 from tests.support.comparison_job import arguments, split
 from tests.support.refusal import refused
@@ -22,6 +24,32 @@ def data_set(seed):
 class NaNMetric(keras.metrics.MeanAbsoluteError):
     def result(self):
         return super().result() * float("nan")
+
+
+class Within(keras.metrics.Metric):
+    """Of which `get_config` tells nothing, as is common."""
+
+    def __init__(self, limit=0.1, name="within", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.limit = limit
+        self.total = self.add_weight(name="total")
+
+    def update_state(self, y, p, sample_weight=None):
+        near = keras.ops.abs(y - p) < self.limit
+        self.total.assign(keras.ops.mean(keras.ops.cast(near, "float32")))
+
+    def result(self):
+        return self.total
+
+
+def mean_error(y, p):
+    return keras.ops.abs(y - p)
+
+
+def nan_at_the_end():
+    labels = {task: values.copy() for task, values in split(2)[1].items()}
+    labels["a"][-1] = np.nan
+    return split(2)[0], labels
 
 
 @functools.cache
@@ -69,6 +97,31 @@ def list_of_outputs():
                 "select": {"a": ("mae", "min"), "b": ("mae", "min")},
             },
             "must be finite on the validation split.*a nan",
+        ),
+        (
+            {"test": nan_at_the_end()},
+            "must be finite on the test split.*a nan",
+        ),
+        (
+            {"metrics": {"a": Within(9.0), "b": "mae"}},
+            r"Within, whose `get_config` lacks \['limit'\].*partial",
+        ),
+        (
+            {
+                "metrics": {
+                    "a": keras.metrics.MeanMetricWrapper(mean_error),
+                    "b": "mae",
+                }
+            },
+            "made again from its own config",
+        ),
+        (
+            {"select": {"a": ("loss", "min"), "b": ("mae", "min")}},
+            "`select` must name a metric",
+        ),
+        (
+            {"compile_options": {"loss_weights": [1.0, 2.0]}},
+            "`loss_weights` must be a dict",
         ),
         ({"reference": {"a": 1.0, "b": 0.0}}, "other than zero"),
         ({"learning_rates": []}, "different positive numbers"),
@@ -127,6 +180,21 @@ def test_bad_input(changes, message, tmp_path):
     with refused(message):
         compare(**arguments(path, **given | changes))
     assert not path.exists() or not path.read_bytes()
+
+
+def test_what_makes_a_metric_is_called_for_each_training():
+    """The way out that the refusal names."""
+    given = settings.portable({"a": functools.partial(Within, limit=9.0)})
+    assert settings.new(given)["a"].limit == 9.0
+
+
+@pytest.mark.parametrize("name", weightings.names())
+def test_every_weighting_is_made_again(name):
+    weighting = weightings.get(
+        {"a": 1.0, "b": 2.0} if name == "fixed" else name
+    )
+    again = Recipe.of(weighting).make()
+    assert again.get_config() == weighting.get_config()
 
 
 def test_missing_packages_say_which_extra(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_mgda import pareto
-from keras_mgda.comparison import Comparison
+from keras_mgda.comparison import Comparison, report
 from tests.support.comparison_lines import METHODS, lines_of, row_of
 from tests.support.refusal import refused
 
@@ -229,6 +229,29 @@ def test_nothing_is_relative_to_zero():
     found = Comparison(lines_of(lambda *key: 0.0 if key[-1] == "test" else 0.5))
     assert found.baseline is None
     assert "zero" in found.advice
+
+
+def test_equal_means_have_equal_ranks():
+    """Whatever the order in which the seeds were added up."""
+    values = {"plain sum": [0.1, 0.2, 0.3], "twin": [0.3, 0.2, 0.1]}
+    lines = lines_of(
+        lambda method, task, rate, seed, split: values[method][seed],
+        methods=list(values),
+        seeds=3,
+    )
+    assert {row.rank for row in Comparison(lines).rows} == {1.5}
+
+
+def test_the_advice_is_what_compile_takes():
+    """An instance stands as class and config in the file."""
+    options = {
+        "weighting": {"keras_mgda.weightings.projection.CAGrad": {"c": 0.5}}
+    }
+    told = report._options({"learning_rate": 0.1, "options": options})
+    assert told == " and with `compile(weighting=CAGrad(c=0.5))`"
+    fixed = {"weighting": {"a": 1.0, "b": 2.0}}
+    told = report._options({"learning_rate": 0.1, "options": fixed})
+    assert told == " and with `compile(weighting={'a': 1.0, 'b': 2.0})`"
 
 
 def test_the_sum_alone_is_compared_with_nothing():

@@ -6,7 +6,8 @@ import os
 import keras
 import pytest
 
-from keras_mgda.comparison import Comparison, InProcess, compare
+import keras_mgda
+from keras_mgda.comparison import Comparison, InProcess, compare, training
 from tests.support.comparison_job import arguments, split
 from tests.support.comparison_lines import read_lines, without_time
 from tests.support.refusal import refused
@@ -80,6 +81,36 @@ def wider():
     return keras.Model(inputs, {t: keras.layers.Dense(1)(z) for t in "ab"})
 
 
+def crossed():
+    """The layers of `build`, of which one reads another one."""
+    inputs = keras.Input((4,))
+    one = keras.layers.Dense(3, activation="relu")(inputs)
+    z = keras_mgda.SharedRepresentation()(one)
+    other = keras.layers.Dense(3)(z)
+    last = {"a": other, "b": z}
+    return keras.Model(
+        inputs, {t: keras.layers.Dense(1)(last[t]) for t in "ab"}
+    )
+
+
+def straight():
+    inputs = keras.Input((4,))
+    one = keras.layers.Dense(3, activation="relu")(inputs)
+    z = keras_mgda.SharedRepresentation()(one)
+    other = keras.layers.Dense(3)(z)
+    last = {"a": z, "b": other}
+    return keras.Model(
+        inputs, {t: keras.layers.Dense(1)(last[t]) for t in "ab"}
+    )
+
+
+def test_connections_tell_networks_of_the_same_layers_apart():
+    first, second = straight(), crossed()
+    assert training._digest(first) == training._digest(second)
+    assert training._connections(first) != training._connections(second)
+    assert training._connections(first) == training._connections(straight())
+
+
 def test_other_settings_are_refused(studied):
     given, _ = studied
     before = given["results"].read_bytes()
@@ -97,6 +128,40 @@ def test_other_settings_are_refused(studied):
         with refused(message):
             compare(**given | changes)
     assert given["results"].read_bytes() == before
+
+
+def momentum(beta):
+    def optimizer(learning_rate):
+        return keras.optimizers.Adam(learning_rate, beta_1=beta)
+
+    return optimizer
+
+
+def test_an_optimizer_is_known_by_its_settings(tmp_path):
+    """And not by its name alone."""
+    given = arguments(
+        tmp_path / "runs.jsonl",
+        methods=["plain sum"],
+        learning_rates=[0.01],
+        seeds=[0],
+        epochs=1,
+        executor=InProcess(),
+    )
+    compare(**given | {"optimizer": momentum(0.9)})
+    with refused("`optimizer_settings` was"):
+        compare(**given | {"optimizer": momentum(0.5)})
+
+
+def test_a_file_of_before_is_gone_on_with(studied, tmp_path):
+    """What its lines do not hold is not compared."""
+    given, found = studied
+    older = tmp_path / "older.jsonl"
+    lines = map(json.loads, given["results"].read_text().splitlines())
+    with older.open("w") as file:
+        for line in lines:
+            del line["settings"]["connections"]
+            file.write(json.dumps(line) + "\n")
+    assert compare(**given | {"results": older}).table == found.table
 
 
 def test_a_method_keeps_its_options(studied, tmp_path):

@@ -1,5 +1,9 @@
 """Encoders and heads, trained on batches of problems."""
 
+import subprocess
+import sys
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from keras import layers, ops
 import keras_mgda
 from keras_mgda import problems
 from keras_mgda.problems.network import TextPooling
+from tests.support.processes import ROOT
 from tests.support.refusal import refused
 
 LETTERS = "abcdefgh"
@@ -86,6 +91,84 @@ def batches(expression, some, batch_size=12, **options):
     return problems.dataset(
         expression, some, TOKENS, batch_size, seed=0, **options
     )
+
+
+def test_all_epochs_follow_the_seed():
+    """However far TensorFlow reads ahead: in a graph, it does so as it can."""
+    some = every_kind(24)
+
+    @tf.function
+    def read(iterator):
+        return tf.nest.flatten(next(iterator))
+
+    def epochs():
+        joined = batches("tags|tone&letters|mlm", some)
+        return [
+            [part.numpy().tolist() for part in read(iterator)]
+            for _ in range(4)
+            for iterator in [iter(joined)]
+            for _ in range(len(joined))
+        ]
+
+    first = epochs()
+    assert all(epochs() == first for _ in range(10))
+
+
+@pytest.mark.parametrize("expression", ["tags", "tone&share|mlm", "same"])
+def test_a_model_of_all_evaluates_what_an_expression_names(expression):
+    """As on those batches alone, and the others have no label there."""
+    some = every_kind(24)
+    model = compiled(some)
+    found = model.evaluate(
+        batches(expression, some, sampling="once"), return_dict=True
+    )
+    named = set(expression.replace("&", "|").split("|"))
+    everything = "tags&tone&letters&share&same|mlm"
+    whole = model.evaluate(
+        batches(everything, some, sampling="once"), return_dict=True
+    )
+    for problem in some:
+        name = f"{problem.name}_loss"
+        if problem.name not in named:
+            assert np.isnan(found[name])
+        elif problem.name not in ("mlm", "same"):  # masks and rows differ
+            np.testing.assert_allclose(found[name], whole[name], rtol=1e-4)
+        else:
+            assert np.isfinite(found[name])
+    before = model.get_layer("tone").get_weights()[0].copy()
+    model.fit(batches("tags|share", some), shuffle=False, verbose=0)
+    np.testing.assert_array_equal(
+        model.get_layer("tone").get_weights()[0], before
+    )
+
+
+def test_a_new_process_loads_what_was_saved(tmp_path):
+    """With `import keras_mgda` alone, whatever its parts are that it loads."""
+    compiled([tone(), tags()]).save(tmp_path / "m.keras")
+    script = (
+        "import keras, keras_mgda, sys; keras.models.load_model(sys.argv[1])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m.keras")],
+        check=True,
+        cwd=ROOT,
+    )
+
+
+def test_masked_tokens_are_pooled_without_a_warning():
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    x = layers.Embedding(SIZE, 4, mask_zero=True)(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        problems.network(keras.Model(ids, x), [tone()], TOKENS)
+
+
+def test_one_id_for_each_string_is_served_as_it_is_trained():
+    single = problems.Tokenization(
+        lambda texts: lookup(texts) + 1, start=20, end=21
+    )
+    served = single.preprocess()(tf.constant(["a", "b"]))["token_ids"]
+    assert served.numpy().tolist() == single.encode(["a", "b"]).ids
 
 
 @pytest.mark.slow

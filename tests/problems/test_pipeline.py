@@ -195,17 +195,48 @@ class TestRules:
     def test_long_texts_are_cut_with_their_labels_and_counted(self):
         texts = [list("abcdefgh"), list("ab")]
         problem = tagging(texts, ["NNNNNNNV", "NV"])
-        with pytest.warns(UserWarning, match="1 texts were cut to 6 token ids"):
+        with pytest.warns(UserWarning, match="cut to 6 token ids: 1"):
             ((x, _, weight),) = once("tags", [problem], SPECIAL)
         np.testing.assert_array_equal(x["token_ids"][0], [20, 1, 2, 3, 4, 21])
         assert weight["tags"][0].numpy().tolist() == [0, 1, 1, 1, 1, 0]
 
     def test_empty_texts_are_left_out_and_counted(self):
         problem = classes(["", "a", []], "+-+")
-        with pytest.warns(UserWarning, match="2 texts were left out"):
+        with pytest.warns(UserWarning, match="left out, for they are empty: 2"):
             ((x, y, _),) = once("tone", [problem], SPECIAL)
         assert x["token_ids"].shape[0] == 1
         assert y["tone"].numpy().tolist() == [1]
+
+    def test_texts_that_the_tokenizer_makes_nothing_of_are_empty(self):
+        def spaces(texts):
+            return tokenizer(tf.strings.regex_replace(texts, " ", ""))
+
+        tokenization = problems.Tokenization(spaces, start=20, end=21)
+        problem = classes(["ab", " ", "c"], "+-+")
+        with pytest.warns(UserWarning, match="for they are empty: 1"):
+            ((x, y, _),) = once("tone", [problem], tokenization)
+        assert x["token_ids"][:, 1].numpy().tolist() == [1, 3]
+        assert y["tone"].numpy().tolist() == [0, 0]
+        pairs = problems.Problem(
+            "same",
+            "contrastive pairs",
+            {"train": (["ab", "c", "d", "e"], ["ba", " ", None, ""])},
+        )
+        with pytest.warns(UserWarning, match="makes nothing of them: 1"):
+            ((_, _, weight),) = once("same", [pairs], tokenization)
+        assert weight["same"].numpy().tolist() == [1, 0, 0, 0]
+
+    def test_nan_is_no_class(self):
+        labels = [1.0, float("nan"), 0.0, float("nan")]
+        with refused("A class must be equal to itself"):
+            classes(list("abcd"), labels)
+        known = [None if y != y else y for y in labels]
+        ((_, _, weight),) = once("tone", [classes(list("abcd"), known)])
+        assert weight["tone"].numpy().tolist() == [1, 0, 1, 0]
+
+    def test_two_problems_of_one_name(self):
+        with refused("Each problem must have a name of its own"):
+            once("tone", [classes(["a"], "+"), classes(["b"], "-")])
 
     def test_nothing_to_say_nothing_said(self):
         with warnings.catch_warnings():
