@@ -32,7 +32,7 @@ class Within(keras.metrics.Metric):
     def __init__(self, limit=0.1, name="within", **kwargs):
         super().__init__(name=name, **kwargs)
         self.limit = limit
-        self.total = self.add_weight(name="total")
+        self.total = self.add_weight(name="total", initializer="zeros")
 
     def update_state(self, y, p, sample_weight=None):
         near = keras.ops.abs(y - p) < self.limit
