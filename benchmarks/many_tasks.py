@@ -220,6 +220,7 @@ def columns(args):
         if args.outputs and num_columns >= 100:  # once, for it takes minutes
             each = "an output each"
             runs[each] = [harness.in_fresh_process(first_step, case, each)]
+            methods.append(each)
         times, cpu = harness.in_fresh_process(
             steps_in_turns, case, methods, args.steps
         )

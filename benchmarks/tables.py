@@ -437,6 +437,61 @@ def accuracy_of(epochs, rows):
     )
 
 
+def chosen_rates(folder):
+    """`{method: learning rate}`, of the longest trainings that chose one."""
+    return {
+        name: next(iter(of_seeds.values()))["learning_rate"]
+        for runs in accuracy_runs(folder).values()
+        for name, of_seeds in runs.items()
+    }
+
+
+def all_digits(folder=RESULTS):
+    """By the epoch that validation chose, and by the best one on test."""
+    validated = accuracy_runs(folder)
+    of_methods = {}
+    for run in lines(folder / "all_digits.jsonl"):
+        key = run["method"], run["masks"]
+        of_methods.setdefault(key, []).append(run)
+
+    def cell(values):
+        mean, half = interval(values)
+        return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+    rows = []
+    for (method, masks), runs in sorted(
+        of_methods.items(), key=lambda item: item[0][1]
+    ):
+        honest, on_test = [], []
+        for run in runs:
+            reached = run["test_of_epochs"]
+            known = validated.get(run["epochs"], {}).get(method, {})
+            chosen_epoch = known.get(run["seed"], {}).get(
+                "best_epoch", run["epochs"]
+            )
+            means = [statistics.mean(x) for x in zip(*reached.values())]
+            best = max(range(len(means)), key=means.__getitem__)
+            honest.append({t: v[chosen_epoch - 1] for t, v in reached.items()})
+            on_test.append({t: v[best] for t, v in reached.items()})
+        rows.append(
+            [
+                method + (", authors' masks" if masks else ""),
+                *(
+                    cell([one[task] for one in found])
+                    if task in found[0]
+                    else ""
+                    for found in (honest, on_test)
+                    for task in report.TASKS
+                ),
+                len(runs),
+                PAPER.get(method, ""),
+            ]
+        )
+    header = ["100 epochs, 60,000 digits", "left, %", "right, %"]
+    header += ["left, best on test", "right, best on test", "seeds", "the paper"]
+    return markdown(header, rows)
+
+
 def few_labels(folder=RESULTS):
     return markdown(
         ["", "mean", "each seed"],
@@ -588,6 +643,7 @@ TABLES = {
     "demo": demo,
     "scaling": scaling,
     "accuracy": accuracy,
+    "all_digits": all_digits,
     "few_labels": few_labels,
     "step_cost": step_cost,
     "first_steps": first_steps,

@@ -81,19 +81,26 @@ class Run(NamedTuple):
     task_weights: list[dict[str, float]]  # of each step, if MGDA chose them
 
 
-def network(dropout):
-    """The paper's: an encoder, the shared representation Z, two heads."""
+def network(dropout, channels=layers.SpatialDropout2D, units=layers.Dropout):
+    """The paper's: an encoder, the shared representation Z, two heads.
+
+    Args:
+        dropout: how much of them is dropped.
+        channels: the kind of layer that drops channels of the encoder.
+        units: the kind of layer that drops units of the heads.
+    """
     image = keras.Input((28, 28, 1), name="image")
     x = layers.Rescaling(1 / 0.3081, offset=-0.1307 / 0.3081)(image)
-    z = keras_mgda.SharedRepresentation()(networks.lenet(x, dropout))
+    z = keras_mgda.SharedRepresentation()(networks.lenet(x, dropout, channels))
     return image, {
-        task: networks.lenet_head(z, dropout, name=task) for task in TASKS
+        task: networks.lenet_head(z, dropout, kind=units, name=task)
+        for task in TASKS
     }
 
 
-def build(method, learning_rate, dropout=0.0):
+def build(method, learning_rate, dropout=0.0, **kinds):
     """A compiled model. After one seed all methods get the same weights."""
-    image, logits = network(dropout)
+    image, logits = network(dropout, **kinds)
     outputs = {task: logits[task] for task in method.tasks}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     options = {
@@ -115,13 +122,8 @@ def train(method, data, settings, learning_rate, seed):
     print(f"  lr {learning_rate:<5} seed {seed} ", end="", flush=True)
     keras.utils.set_random_seed(seed)
     examples = batches(data["train"], method.tasks, settings.batch_size, seed)
-    schedule = keras.optimizers.schedules.ExponentialDecay(
-        learning_rate,  # halved every 30 of 100 epochs, as in the paper
-        decay_steps=math.ceil(0.3 * settings.epochs * len(examples)),
-        decay_rate=0.5,
-        staircase=True,
-    )
-    model = build(method, schedule, settings.dropout)
+    rate = halved(learning_rate, settings.epochs * len(examples))
+    model = build(method, rate, settings.dropout)
     task_weights = []
 
     def on_train_batch_end(batch, logs):
@@ -156,6 +158,16 @@ def train(method, data, settings, learning_rate, seed):
     )
     print(f" validation {100 * best.best:.2f} %, epoch {best.best_epoch + 1}")
     return Run(model, best.best_epoch + 1, best.best, task_weights)
+
+
+def halved(learning_rate, steps):
+    """The paper's schedule: halved every 30 of 100 epochs."""
+    return keras.optimizers.schedules.ExponentialDecay(
+        learning_rate,
+        decay_steps=math.ceil(0.3 * steps),
+        decay_rate=0.5,
+        staircase=True,
+    )
 
 
 def batches(split, tasks, batch_size, seed):

@@ -28,10 +28,10 @@ def lenet(x, dropout=0.0, kind=layers.SpatialDropout2D):
     return layers.Dense(50, activation="relu")(layers.Flatten()(x))
 
 
-def lenet_head(z, dropout=0.0, classes=10, **options):
+def lenet_head(z, dropout=0.0, classes=10, kind=layers.Dropout, **options):
     """The logits of a task, `[b, classes]`. `options` are of its last layer."""
     hidden = layers.Dense(50, activation="relu")(z)
-    hidden = layers.Dropout(dropout)(hidden) if dropout else hidden
+    hidden = kind(dropout)(hidden) if dropout else hidden
     return layers.Dense(classes, **options)(hidden)
 
 

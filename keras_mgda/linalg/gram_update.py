@@ -13,7 +13,7 @@ def cosines(
     """`p_t / (||g_t|| ||d||)`.
 
     One for a task without gradient, such as one without labels: no direction
-    makes it pay. Zero for the others if the direction is zero.
+    conflicts with it. Zero for the others if the direction is zero.
 
     Args:
         gram: `[m, m]`, float64, that knows `||g_t||`.
