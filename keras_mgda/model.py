@@ -13,7 +13,11 @@ import tensorflow as tf
 
 from keras_mgda.column_heads import find_last_layers, noted_logits
 from keras_mgda.descent.descent import Descent, Gradients
-from keras_mgda.descent.forward import current_forward_pass, record_forward_pass
+from keras_mgda.descent.forward import (
+    Asks,
+    current_forward_pass,
+    record_forward_pass,
+)
 from keras_mgda.descent.looks import Verify
 from keras_mgda.description import describe
 from keras_mgda.distribution.replicas import (
@@ -362,7 +366,7 @@ class MGDAModel(keras.Model):
         looks_back = self._descent.config["verify"] == "step"
         taken = TakenStep(self) if looks_back else None
         with (
-            record_forward_pass(persistent=self._looks_at_tasks) as forward,
+            record_forward_pass(self._asks) as forward,
             noted_logits(forward, self._last_layers),
         ):
             y_pred, total_loss = self._forward(x, y, sample_weight)
@@ -396,13 +400,18 @@ class MGDAModel(keras.Model):
         )
 
     @property
-    def _looks_at_tasks(self) -> bool:
-        """Whether a step needs more than the gradient of the total loss."""
-        return (
-            not self._descent.is_plain_sum
-            or self._labels is not None
-            or skips_overflow(self.optimizer)
-        )
+    def _asks(self) -> Asks:
+        """How a step asks for gradients of its forward pass."""
+        if (
+            self._descent.is_plain_sum
+            and self._labels is None
+            and not skips_overflow(self.optimizer)
+        ):
+            return "once"  # that of the total loss
+        # Those of columns may be taken in a loop.
+        if self._descent.nests_gradients or self._columns:
+            return "nested"
+        return "often"
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         """The predictions in training mode, and the total loss."""

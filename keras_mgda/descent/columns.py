@@ -159,7 +159,7 @@ def through_columns(
         output does not reach.
     """
     head = forward.column_heads[output]
-    D = forward.tape.gradient(losses, head.logits, seeds)
+    D = forward.gradient(losses, head.logits, seeds)
     own = {v.value.ref() for v in head.variables}
     places = [
         k
@@ -167,7 +167,7 @@ def through_columns(
         if isinstance(source, tf.Variable) and source.ref() in own
     ]
     found: list[Any] = [None] * len(sources)
-    plain = forward.tape.gradient(
+    plain = forward.gradient(
         head.logits, [sources[k] for k in places], output_gradients=D
     )
     for k, gradient in zip(places, plain, strict=True):
@@ -203,7 +203,7 @@ def _one_by_one(
     m = logits.shape[-1]
 
     def of_one_task(column: tf.Tensor) -> list[tf.Tensor]:
-        pulled = forward.tape.gradient(
+        pulled = forward.gradient(
             logits, list(sources), output_gradients=D * column
         )
         return [tf.convert_to_tensor(gradient) for gradient in pulled]

@@ -171,6 +171,16 @@ class Descent:
         )
 
     @property
+    def nests_gradients(self) -> bool:
+        """Whether steps differentiate gradients, or take some in a branch."""
+        return (
+            self.config["verify"] is True
+            or self._kept is not None
+            or self.weighting.uses_gram
+            and self.config["gradients"] != "representation"
+        )
+
+    @property
     def cost(self) -> str:
         """What a step looks at, and its backward passes, in a sentence."""
         m, gradients = len(self._task_names), self.config["gradients"]
@@ -230,7 +240,7 @@ class Descent:
                 weighting sees them without.
         """
         forward.complete(self.output_names)
-        if not forward.persistent:
+        if forward.asked == "once":
             return along_sum(forward, variables, total_loss, loss_scale)
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:

@@ -293,7 +293,7 @@ def along_losses(
         # A tape walks through the encoder, even if nobody asks for it.
         gate = forward.encoder_gate
         with contextlib.nullcontext() if past_z else gate.opened():
-            return forward.tape.gradient(
+            return forward.gradient(
                 losses(forward),
                 values([variables[i] for i in chosen]),
                 [

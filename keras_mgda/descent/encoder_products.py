@@ -36,7 +36,7 @@ def pull_back(
     if not forward.representations:
         return [None] * len(sources)
     with forward.encoder_gate.opened():
-        return forward.tape.gradient(
+        return forward.gradient(
             [z.encoded for z in forward.representations],
             sources,
             output_gradients=cotangents,

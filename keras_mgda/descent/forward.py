@@ -10,7 +10,7 @@ Keras.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -18,6 +18,12 @@ import tensorflow as tf
 _current: ContextVar["ForwardPass | Repetition | None"] = ContextVar(
     "keras_mgda_forward_pass", default=None
 )
+
+
+# How a step asks for gradients of its forward pass: for one; for several, each
+# in the graph of the step itself; or for some in a loop or a branch, or to be
+# differentiated again.
+Asks = Literal["once", "often", "nested"]
 
 
 class Gate:
@@ -89,8 +95,7 @@ class ForwardPass:
     with losses `[m]`.
 
     Attributes:
-        tape: that watched the forward pass.
-        persistent: whether the tape tells more than one gradient.
+        asked: how gradients are asked for.
         representations: the tensors of `Z`, in the order in which they were
             met.
         read_before: the TensorFlow variables that were read before the last
@@ -105,9 +110,12 @@ class ForwardPass:
         loss_gate: shut between the total loss and the task losses.
     """
 
-    def __init__(self, tape: tf.GradientTape, persistent: bool) -> None:
-        self.tape = tape
-        self.persistent = persistent
+    def __init__(
+        self, tape: tf.GradientTape, asked: Asks, *, in_graph: bool
+    ) -> None:
+        self.asked = asked
+        self._tape = tape
+        self._in_graph = in_graph
         self.graph = tf.compat.v1.get_default_graph()
         self.representations: list[Representation] = []
         self.read_before: tuple[tf.Variable, ...] = ()
@@ -158,10 +166,10 @@ class ForwardPass:
             )
         # A frozen encoder leaves nothing on the tape, but its representation
         # still has task gradients.
-        self.tape.watch(encoded)
+        self._tape.watch(encoded)
         read = self.encoder_gate(encoded)
         self.representations.append(Representation(encoded, read, group))
-        self.read_before = self.tape.watched_variables()
+        self.read_before = self._tape.watched_variables()
         return read
 
     def mark_task_loss(self, output: str, loss: tf.Tensor) -> tf.Tensor:
@@ -170,7 +178,7 @@ class ForwardPass:
         Returns:
             What shall enter the total loss.
         """
-        self.tape.watch(loss)  # even if nothing is trained on its path
+        self._tape.watch(loss)  # even if nothing is trained on its path
         summand = self.loss_gate(loss)
         self.task_losses.setdefault(output, []).append(loss)
         self.summands.setdefault(output, []).append(summand)
@@ -178,8 +186,27 @@ class ForwardPass:
 
     def mark_logits(self, output: str, head: ColumnHead) -> None:
         """Notes where the columns of an output are computed."""
-        self.tape.watch(head.logits)  # even if nothing is trained before
+        self._tape.watch(head.logits)  # even if nothing is trained before
         self.column_heads[output] = head
+
+    def gradient(
+        self, targets: Any, sources: Any, output_gradients: Any = None
+    ) -> Any:
+        """As `tf.GradientTape.gradient`: in the structure of the sources."""
+        if not self._in_graph:
+            return self._tape.gradient(targets, sources, output_gradients)
+        flat = tf.nest.flatten(sources)
+        if not flat:
+            return sources
+        with self.graph.as_default():  # not in the branch that asks
+            flat = [
+                tf.convert_to_tensor(x.handle) if isinstance(x, tf.Variable)
+                else x for x in flat
+            ]
+        if output_gradients is not None:
+            output_gradients = tf.nest.flatten(output_gradients)
+        found = tf.gradients(tf.nest.flatten(targets), flat, output_gradients)
+        return tf.nest.pack_sequence_as(sources, found)
 
     def complete(self, outputs: Sequence[str]) -> None:
         """Puts the losses in this order, whichever Keras computed them in.
@@ -226,13 +253,13 @@ class ForwardPass:
     def reaching(
         self, targets: list[tf.Tensor], sources: Sequence[Any]
     ) -> list[bool]:
-        """Which of the sources the targets depend on, read off the tape."""
+        """Which of the sources the targets depend on."""
         if not targets or not sources:
             return [False] * len(sources)
         found: list[bool] = []
 
         def look() -> None:
-            gradients = self.tape.gradient(targets, list(sources))
+            gradients = self.gradient(targets, list(sources))
             found.extend(gradient is not None for gradient in gradients)
 
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
@@ -290,16 +317,26 @@ class Repetition:
 
 
 @contextlib.contextmanager
-def record_forward_pass(*, persistent: bool = True) -> Iterator[ForwardPass]:
+def record_forward_pass(asked: Asks = "nested") -> Iterator[ForwardPass]:
     """Records the forward pass in this block. One per replica and step.
 
+    A tape that tells more than one gradient keeps every loop of the graph, such
+    as that of a recurrent layer, fit for derivatives of any order: a GRU takes
+    a third longer. So a step that asks often, but for first derivatives only,
+    asks the graph that it is traced into, where there is one; the tape then
+    tells which variables were read.
+
     Args:
-        persistent: whether more than one gradient will be asked for. TensorFlow
-            then keeps every loop of the graph, such as that of a recurrent
-            layer, fit for derivatives of any order: a GRU takes a third longer.
+        asked: how gradients will be asked for.
     """
+    in_graph = (
+        asked == "often"
+        and not tf.executing_eagerly()
+        and not tf.distribute.has_strategy()  # whose sums a graph cannot derive
+    )
+    persistent = asked != "once" and not in_graph
     with tf.GradientTape(persistent=persistent) as tape:
-        forward = ForwardPass(tape, persistent)
+        forward = ForwardPass(tape, asked, in_graph=in_graph)
         token = _current.set(forward)
         try:
             yield forward

@@ -117,7 +117,7 @@ def through_heads(
     found = [
         through_columns(forward, output, of_output, sources, seed)
         if output in forward.column_heads
-        else forward.tape.gradient(of_output, sources, seed)
+        else forward.gradient(of_output, sources, seed)
         for (output, of_output), seed in zip(
             forward.task_losses.items(), seeds, strict=True
         )
@@ -150,7 +150,7 @@ def through_heads(
     branches = readers.branches
     if branches:
         with forward.encoder_gate.opened():
-            pulled = forward.tape.gradient(
+            pulled = forward.gradient(
                 [z.encoded for z in forward.representations],
                 values([variables[i] for i in branches]),
                 output_gradients=[
@@ -180,7 +180,7 @@ def of_total_loss(
     """
     summands = list(forward.summands.values())
     with forward.encoder_gate.opened():
-        seeds, rest = forward.tape.gradient(
+        seeds, rest = forward.gradient(
             total_loss,
             [summands, values(variables)],
             tf.cast(loss_scale, total_loss.dtype),

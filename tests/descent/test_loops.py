@@ -1,0 +1,162 @@
+"""Recurrent layers before, behind and around `Z`: right, at stock's price."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_mgda import MGDAModel, SharedRepresentation, weightings
+
+TASKS = ("tags", "tone", "topic")
+
+
+class Recomputed(layers.Layer):
+    """A layer that makes its values again in the backward pass."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def build(self, input_shape):
+        self.layer.build(input_shape)
+
+    def call(self, x):
+        return tf.recompute_grad(lambda x: self.layer(x))(x)
+
+
+class InFunction(layers.Layer):
+    """A layer in a function of its own, which the step calls."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.function = tf.function(lambda x: self.layer(x), autograph=False)
+
+    def build(self, input_shape):
+        self.layer.build(input_shape)
+
+    def call(self, x):
+        return self.function(x)
+
+
+class Mapped(layers.Layer):
+    """A layer that TensorFlow maps over the examples."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def build(self, input_shape):
+        self.layer.build(input_shape)
+
+    def call(self, x):
+        return tf.map_fn(lambda row: self.layer(row[None])[0], x)
+
+
+ENCODERS = {
+    "gru": lambda: layers.GRU(6, return_sequences=True),
+    "lstm, both ways": lambda: layers.Bidirectional(
+        layers.LSTM(3, return_sequences=True)
+    ),
+    "cell by cell": lambda: layers.RNN(
+        [layers.GRUCell(4), layers.SimpleRNNCell(6)], return_sequences=True
+    ),
+    "recomputed": lambda: Recomputed(layers.Dense(6, activation="tanh")),
+    "a function": lambda: InFunction(layers.GRU(6, return_sequences=True)),
+    "mapped": lambda: Mapped(layers.Dense(6, activation="tanh")),
+}
+
+
+def build(encoder, tower_marked=True, make=MGDAModel, **options):
+    """A head that reads `Z`, and two behind a recurrent tower."""
+    keras.utils.set_random_seed(0)
+    marks = make is MGDAModel
+    x = keras.Input((5, 3))
+    masked = layers.Masking()(x)
+    z = encoder()(masked)
+    z = SharedRepresentation()(z) if marks else z
+    tower = layers.GRU(4)(z)
+    tower = SharedRepresentation()(tower) if tower_marked and marks else tower
+    outputs = {
+        "tags": layers.Dense(2, name="tags")(layers.GRU(3)(z)),
+        "tone": layers.Dense(1, name="tone")(tower),
+        "topic": layers.Dense(2, name="topic")(tower),
+    }
+    model = make(x, outputs)
+    model.compile(
+        keras.optimizers.SGD(0.1), dict.fromkeys(TASKS, "mse"), **options
+    )
+    return model
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 5, 3)).astype("float32")
+    x[1, 3:] = 0.0  # masked
+    sizes = {"tags": 2, "tone": 1, "topic": 2}
+    return x, {
+        t: rng.normal(size=(4, size)).astype("float32")
+        for t, size in sizes.items()
+    }
+
+
+WEIGHTINGS = {
+    "mgda": lambda: "mgda",
+    "imtl_g": lambda: "imtl_g",
+    "famo": lambda: "famo",
+    # The heads of these tasks need a second pass, in a branch of the graph.
+    "zero at times": lambda: weightings.Fixed(
+        {"tags": keras.Variable(0.0), "tone": 2.0, "topic": 1e-30}
+    ),
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "gru",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ENCODERS
+            if name != "gru"
+        ),
+    ],
+)
+def test_graphs_compute_what_eager_code_does(encoder, weighting):
+    """Which asks a tape where a graph is asked itself."""
+    x, y = data()
+    found = {}
+    for eagerly in (False, True):
+        model = build(
+            ENCODERS[encoder],
+            weighting=WEIGHTINGS[weighting](),
+            run_eagerly=eagerly,
+        )
+        before = model.get_weights()
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        found[eagerly] = model.get_weights()
+    for start, graph, eager in zip(before, *found.values(), strict=True):
+        np.testing.assert_allclose(graph, eager, rtol=1e-4, atol=1e-6)
+        assert (start != graph).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"weighting": "famo"}])
+def test_loops_are_those_of_stock_keras(options):
+    """A tape that tells several gradients would keep more of each."""
+
+    def loops(make, **how):
+        model = build(ENCODERS["gru"], make=make, **how)
+        step = tf.function(model.train_step, autograph=False)
+        graph = step.get_concrete_function(data()).graph.as_graph_def()
+        nodes = [n.op for n in graph.node]
+        for function in graph.library.function:
+            nodes += [n.op for n in function.node_def]
+        return {op: nodes.count(op) for op in ("While", "TensorListPopBack")}
+
+    stock = loops(keras.Model)
+    assert stock["TensorListPopBack"] > 0
+    assert loops(MGDAModel, **options) == stock
+    assert loops(MGDAModel, verify=True, **options) != stock
