@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import resource
 import statistics
 import time
@@ -46,10 +47,11 @@ def interleaved(
     seconds=math.inf,
     clock=None,
 ):
-    """Times of calls that take turns, in an order that changes.
+    """Times of calls that take turns, in an order that is drawn each round.
 
     Whatever else the machine does meets them all alike, so that ratios within
-    a round are steadier than the times.
+    a round are steadier than the times. None always follows the same other one,
+    whose data it would find in the caches.
 
     Args:
         calls: `{name: function}`.
@@ -64,10 +66,10 @@ def interleaved(
     """
     repeats, clock = repeats or {}, clock or time.perf_counter
     times = {name: [] for name in calls}
-    order = list(calls)
+    order, rng = list(calls), random.Random(0)
     end = time.perf_counter() + seconds
     for _ in range(warm_up + rounds):
-        order = order[1:] + order[:1]
+        rng.shuffle(order)
         for name in order:
             start = clock()
             for _ in range(repeats.get(name, 1)):

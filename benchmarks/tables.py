@@ -469,7 +469,9 @@ def all_digits(folder=RESULTS):
             chosen_epoch = known.get(run["seed"], {}).get(
                 "best_epoch", run["epochs"]
             )
-            means = [statistics.mean(x) for x in zip(*reached.values())]
+            means = list(
+                map(statistics.mean, zip(*reached.values(), strict=True))
+            )
             best = max(range(len(means)), key=means.__getitem__)
             honest.append({t: v[chosen_epoch - 1] for t, v in reached.items()})
             on_test.append({t: v[best] for t, v in reached.items()})
@@ -488,7 +490,12 @@ def all_digits(folder=RESULTS):
             ]
         )
     header = ["100 epochs, 60,000 digits", "left, %", "right, %"]
-    header += ["left, best on test", "right, best on test", "seeds", "the paper"]
+    header += [
+        "left, best on test",
+        "right, best on test",
+        "seeds",
+        "the paper",
+    ]
     return markdown(header, rows)
 
 

@@ -1,8 +1,8 @@
 """Multi-task learning as multi-objective optimization, for Keras 3.
 
-Letters: `m` tasks, `b` examples in a batch, `d` the size of the shared
-representation `Z [b, d]`, `n` shared parameters, `G [m, m]` the Gram matrix of
-the task gradients, `w [m]` the task weights.
+Letters: `m` tasks, `b` examples in a batch, `Z` the shared representation,
+`theta` the shared parameters, `L_t` the loss of task `t`, `G [m, m]` the Gram
+matrix of the task gradients, `w [m]` the task weights.
 """
 
 import importlib as _importlib

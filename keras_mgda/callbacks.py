@@ -78,7 +78,7 @@ class TaskMonitor(keras.callbacks.Callback):
 
     Of the step's task weights `w` and the Gram matrix `G` that they were chosen
     by (of the task gradients that `compile(gradients=...)` names: at the shared
-    representation by default), it takes
+    representation by default, and with `"verified"`), it takes
 
         the norms `sqrt(G_tt)`, the cosines `G_ts / sqrt(G_tt G_ss)`, and the
         conflicts: how many pairs of tasks have a negative cosine.

@@ -188,8 +188,8 @@ class MGDAModel(keras.Model):
                 of these. `"verified"`: the direction is checked against the
                 true gradients of all tasks, and mended. What each costs and
                 ensures is in docs/directions.md.
-            verify: what to look at, and to log as means over the steps. Other
-                than `gradients="verified"`, it changes nothing in the steps.
+            verify: what to look at, and to log as means over the steps. Unlike
+                `gradients="verified"`, it changes nothing in the steps.
 
                 `True`: each direction, at the price of up to one more step:
                 `conflicts`, the number of tasks whose loss the direction of
@@ -218,7 +218,7 @@ class MGDAModel(keras.Model):
             update_every: for how many steps the task weights are used. Those in
                 between cost as much as with `"representation"`, whatever
                 `gradients` is. A task without labels in the batch that is
-                weighed has the weight zero until the next one is.
+                weighed has the weight zero until weights are chosen again.
             unlabelled: the value that stands for a missing label: `"nan"`, a
                 number such as -1, or a dict that gives each output its own.
                 `None` there stands for labels that are missing by sample
@@ -568,7 +568,7 @@ class MGDAModel(keras.Model):
             self._loss_logs.reset()
 
     def _metrics_by_task(self, logs: Mapping[str, Any]) -> dict[str, str]:
-        """Whose each metric is that `compile` was given, by its name."""
+        """The output of each metric that `compile` was given, by its name."""
         # Keras keeps these in one metric that returns a dict, and puts the name
         # of the output before theirs where there are several.
         results = [metric.result() for metric in self.metrics]

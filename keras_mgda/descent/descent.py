@@ -49,13 +49,13 @@ Gradients = (
     Literal["representation", "parameters", "last", "verified"] | Sequence[Any]
 )
 _NEARLY_ALL = 0.95  # of the weight: what is left to the others changes little
-# A weight that only makes up for a short gradient is none.
+# A large weight on a short gradient does not rule the direction.
 _MOST = 0.55  # of the direction
 _NAMES = ("last", "parameters", "representation", "verified")
 
 
 class Descent:
-    """What `MGDAModel.compile` was told of the direction; the last steps' own.
+    """Makes directions by the settings of `compile`; keeps the last weights.
 
     To be made in the scope of the strategy that trains.
 
@@ -75,8 +75,8 @@ class Descent:
         output_names: as given.
         config: the rest, as `compile` takes it again.
         task_weights: `[m]`, a variable: those of the last step.
-        gram: `[m, m]`, a variable: what these were chosen by; NaN if they
-            were not chosen by a Gram matrix.
+        gram: `[m, m]`, a variable: what these were chosen by, or the one at
+            `Z` with `gradients="verified"`; NaN if no Gram matrix chose them.
         looks: at which steps `verify` looks, and what it found.
 
     Raises:
@@ -176,8 +176,10 @@ class Descent:
         return (
             self.config["verify"] is True
             or self._kept is not None
-            or self.weighting.uses_gram
-            and self.config["gradients"] != "representation"
+            or (
+                self.weighting.uses_gram
+                and self.config["gradients"] != "representation"
+            )
         )
 
     @property
@@ -242,6 +244,7 @@ class Descent:
         forward.complete(self.output_names)
         if forward.asked == "once":
             return along_sum(forward, variables, total_loss, loss_scale)
+        # Seeds are `d total_loss / dL_t`: loss weights, and the loss scale.
         seeds, rest = of_total_loss(forward, variables, total_loss, loss_scale)
         if forward.num_labels:
             num_labels = forward.labels_by_task
@@ -274,7 +277,7 @@ class Descent:
             )
             if _are_ones(task_weights) and not forward.num_labels:
                 found = along_sum(forward, variables, total_loss, loss_scale)
-                rest = [None] * len(rest)
+                rest = [None] * len(rest)  # is a part of that sum
             else:
                 found = along_losses(forward, variables, seeds, task_weights)
             if tf.get_static_value(loss_scale) != 1.0:
@@ -333,6 +336,7 @@ class Descent:
             return self._along_gradients(gradients, weigh)
 
         def choose() -> tuple[tf.Tensor, tf.Tensor]:
+            # A graph prunes the direction itself, which nobody asks for here.
             found = self._along_gradients(gradients, weigh)
             self.gram.assign(found.gram / loss_scale**2)
             return found.task_weights, tf.linalg.trace(found.gram) != 0

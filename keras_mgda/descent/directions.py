@@ -2,7 +2,8 @@
 
 The shared variables `theta` move along `sum_t w_t dL_t/dtheta` and a head's own
 along their plain gradient (Sener & Koltun, 2018, Algorithm 2). The functions
-here differ in the task gradients whose Gram matrix chooses the weights `w`.
+here differ in the task gradients whose Gram matrix chooses the weights `w`;
+those at the end need none.
 """
 
 import contextlib
@@ -68,8 +69,9 @@ class Direction(NamedTuple):
         gradients: of each variable.
         task_weights: `[m]`.
         readers: which tasks read what; `None` if nobody had to know.
-        gram: `[m, m]`, what the task weights were chosen by; `None` if there
-            was no task gradient to look at.
+        gram: `[m, m]`, of the task gradients that were looked at: those that
+            the task weights were chosen by, or for a verified direction those
+            at `Z`, before corrections. `None` if nobody looked at any.
         verification: if the direction was looked at.
         looked: `[]`, bool: whether it was, in this step. `None`: it was.
         admitted: `[]`, bool: whether the weighting is defined for the task
@@ -86,7 +88,7 @@ class Direction(NamedTuple):
 
 
 def along_representation(gradients: TaskGradients, weigh: Weigh) -> Direction:
-    """MGDA-UB: weighs by `dL_t/dZ`, and by `D_t` of what does not pass `Z`.
+    """MGDA-UB: weighs by `dL_t/dZ`, and by `S_t` of what does not pass `Z`.
 
     Only the weighted sum is pulled back, so the encoder's backward pass runs
     once whatever `m` is. If the weighted sum of these gradients is zero, so is
@@ -246,7 +248,11 @@ def _gram_of_rows(
 
 
 def _gram(rows: Mapping[int, Rows]) -> tf.Tensor:
-    """Of these a replica holds a part of each entry, not some of them."""
+    """The Gram matrix of all replicas.
+
+    Each replica holds a summand of every entry of a gradient, not some of the
+    entries, so that gradients are summed before products are taken.
+    """
     tables = [r for r in rows.values() if isinstance(r, TableRows)]
     others = [r for r in rows.values() if not isinstance(r, TableRows)]
     if num_replicas() > 1:
@@ -261,7 +267,7 @@ def along_sum(
     total_loss: tf.Tensor,
     loss_scale: tf.Tensor,
 ) -> Direction:
-    """The gradient of the total loss, as stock Keras takes it: one, and all.
+    """The gradient of the total loss, in one backward pass, as in stock Keras.
 
     Raises:
         ValueError: as `of_total_loss`.
@@ -277,7 +283,7 @@ def along_losses(
     seeds: Sequence[list[tf.Tensor]],
     task_weights: tf.Tensor,
 ) -> Direction:
-    """Of weights that no task gradient chose: one backward pass, as the sum's.
+    """By weights that no task gradient chose, in one backward pass.
 
     The pass starts from the weighted losses, which is right for what is shared.
     What a head got is divided by its task's weight: `(w_t g) / w_t = g`. Where

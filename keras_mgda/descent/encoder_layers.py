@@ -27,7 +27,7 @@ def encoder_variables(gradients: TaskGradients) -> list[int]:
 
 
 def last_layers(gradients: TaskGradients, count: int) -> list[int]:
-    """The variables of the encoder from the last but `count` kernel on.
+    """The variables of the encoder from the `count`th last kernel on.
 
     Scales and offsets, as of a normalization, are not layers on their own: the
     task gradients of so few variables tell next to nothing of the others.

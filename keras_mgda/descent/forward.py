@@ -198,10 +198,13 @@ class ForwardPass:
         flat = tf.nest.flatten(sources)
         if not flat:
             return sources
-        with self.graph.as_default():  # not in the branch that asks
+        # A branch that asks would find handles of its own, which nothing read.
+        with self.graph.as_default():
             flat = [
-                tf.convert_to_tensor(x.handle) if isinstance(x, tf.Variable)
-                else x for x in flat
+                tf.convert_to_tensor(x.handle)
+                if isinstance(x, tf.Variable)
+                else x
+                for x in flat
             ]
         if output_gradients is not None:
             output_gradients = tf.nest.flatten(output_gradients)

@@ -42,7 +42,7 @@ class Looks:
     """
 
     def __init__(self, verify: Verify, every: int) -> None:
-        # 1 is equal to `True`, and no list is a key.
+        # 1 is equal to `True`, and a list cannot be looked up.
         if not isinstance(verify, (bool, str)) or verify not in _NAMES:
             raise ValueError(
                 "`verify` must be `True`, which looks at the direction of each "
@@ -75,7 +75,7 @@ class Looks:
             counts: `[]`, bool: whether this is a step. `None`: it is.
 
         Returns:
-            `[]`, bool; `None` if every step is looked at.
+            `[]`, bool; `counts` as given if every step is looked at.
         """
         if self.state is None:
             return counts
@@ -98,8 +98,8 @@ class Looks:
         Args:
             found: the values of the metrics, in order.
             looked: `[]`, bool: whether there was a look. `None`: there was.
-            finite: whether values that are not finite are none, for the step
-                was skipped.
+            finite: whether to leave out values that are not finite, as of a
+                step that was skipped.
         """
         counts = tf.constant(True) if looked is None else looked
         values = [tf.cast(value, tf.float32) for value in found]

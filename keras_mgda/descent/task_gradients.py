@@ -4,10 +4,10 @@ Symbols: `m` tasks with losses `L_t`; `Z` the shared representation, of one or
 several tensors; `theta` the shared variables: those that two or more tasks
 reach. A task's gradient with respect to them has two parts,
 
-    dL_t/dtheta = (dZ/dtheta)' dL_t/dZ + D_t,
+    dL_t/dtheta = (dZ/dtheta)' dL_t/dZ + S_t,
 
-where `D_t` does not pass `Z`: it comes by a skip connection, or by a layer that
-several heads share. Without those `D_t` is zero.
+where `S_t` does not pass `Z`: it comes by a skip connection, or by a layer that
+several heads share. Without those `S_t` is zero.
 """
 
 import functools
@@ -73,7 +73,7 @@ class TaskGradients(NamedTuple):
         readers: which tasks read what.
         at_z: `dL_t/dZ`, one `[m, b, ...]` for each tensor of `Z`; a
             `RowBlocks` where tasks are columns of a layer that reads it.
-        past_z: `D_t`, `{variable index: rows}`, of the shared variables that
+        past_z: `S_t`, `{variable index: rows}`, of the shared variables that
             some task reaches without passing `Z`.
         own: `{variable index: gradient}`, the plain gradient of the heads.
     """

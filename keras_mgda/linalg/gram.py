@@ -1,4 +1,4 @@
-"""The Gram matrix of the task gradients, all that a weighting looks at."""
+"""The Gram matrix of the task gradients: what a weighting knows of them."""
 
 from collections.abc import Sequence
 from typing import Any

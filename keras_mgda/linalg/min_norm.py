@@ -59,9 +59,10 @@ def min_norm_point(
         gram: `[m, m]`, floating, symmetric and positive semidefinite (both up
             to rounding), with `m` known. It is computed with in float64.
         method: `"active_set"` reaches the solution in about `m` steps.
-            `"frank_wolfe"` is Algorithm 2 of the paper, which may stay far
-            from it where the norms of the gradients differ. Two tasks are
-            closed form (Eq. 4) with either.
+            `"frank_wolfe"` is `FrankWolfeSolver` in Algorithm 2 of the paper,
+            to be compared with: it may stay far from the solution where the
+            norms of the gradients differ. Two tasks are closed form (Eq. 4)
+            with either.
         active: `[m]`, bool. The other tasks leave the simplex: their weights
             are zero, their rows not looked at. If none is active, all weights
             are `1 / m`.
@@ -182,7 +183,8 @@ def _frank_wolfe(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Lines 6 to 14 of Algorithm 2, but for its stop.
 
-    That a step is short is no sign of a solution.
+    The paper stops when a step is short, which proves no solution; this stops
+    at the duality gap, which does.
     """
     squared_norms = tf.linalg.diag_part(gram)
     tolerance *= _min_over(active, squared_norms)

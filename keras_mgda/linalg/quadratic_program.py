@@ -14,8 +14,8 @@ import tensorflow as tf
 # Some 50 float64 ulps of the diagonal of about one that the pivots start from.
 _SMALLEST_PIVOT = 1e-14
 
-# From so many unknowns on, a tableau is too large for the caches, and is swept
-# for up to so many pivots at once.
+# From `_LARGE` unknowns on, a tableau is too large for the caches, and up to
+# `_BLOCK` pivots are applied to it at once.
 _LARGE = 256
 _BLOCK = 64
 
@@ -48,7 +48,7 @@ def non_negative_minimum(
             be bounded. Positive semidefinite, but for rounding.
         c: `[m]`, float64.
         enters: from `r [m]` and `u [m]` to which unknowns `[m]` outside of the
-            support may enter, bool. None: `u` is accepted.
+            support may enter, bool. If none may, `u` is accepted.
         max_steps: limit on the pivots, `O(m^2)` each; about `m` are usual.
 
     Returns:

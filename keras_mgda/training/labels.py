@@ -144,7 +144,7 @@ class Labels:
     ) -> dict[str, Labelled]:
         """`find_labels` for every task whose labels may be missing.
 
-        Those of a task with the marker `None` are, where sample weights are
+        A task with the marker `None` is among them only if sample weights are
         given. Without them its loss stays as it is, one over the whole batch
         included.
         """
@@ -174,7 +174,7 @@ class Labels:
     def counts(
         self, labels: Mapping[str, Labelled], y_pred: Any
     ) -> dict[str, tf.Tensor]:
-        """`{output: number}` of labels that a task has, or examples without.
+        """`{output: number}` of labels, or of examples if none may be missing.
 
         `[m]` for an output whose columns are tasks.
         """

@@ -111,7 +111,7 @@ def _overflown(
         gradient is not finite.
     """
     m = readers.num_tasks
-    # Where it is, and how many values are not finite there.
+    # Where it is computed, and whether any value there is not finite.
     computed, first = [], 0
     for of_output in task_losses:
         tasks = list(range(first, first := first + num_tasks_of(of_output)))

@@ -156,8 +156,8 @@ class TakenStep:
             run: makes it.
             outputs: their names, in order.
             trained: the values of the trainable variables.
-            z: what heads shall read for `Z`. That nothing then needs the
-                encoder, TensorFlow sees, and does not run it.
+            z: what heads shall read for `Z`. Then nothing needs the encoder,
+                and TensorFlow does not run it.
         """
         mapping = zip(self._variables, trained, strict=True)
         with (

@@ -1,4 +1,4 @@
-"""The update of one step: the optimizer moves what has labels to move it."""
+"""The update of one step: applied once, and not to what no label trains."""
 
 from collections.abc import Iterable, Sequence
 

@@ -28,8 +28,9 @@ class MGDA(Weighting):
     among them, leave the simplex and get the weight zero; otherwise they alone
     would make the min-norm point zero and stop the encoder.
 
-    Non-conflicting; permutation-equivariant; by `"none"` on the simplex, and by
-    `"none"` and `"loss"` scale-invariant. Not linear under scaling.
+    Non-conflicting; permutation-equivariant; by `"none"` and with `total=1` on
+    the simplex, and by `"none"` and `"loss"` scale-invariant. Not linear under
+    scaling.
 
     Args:
         normalization: `n_t`; `"none"`: 1, `"l2"`: `||g_t||`, `"loss"`:
@@ -79,7 +80,7 @@ class MGDA(Weighting):
         gram = tf.cast(symmetric_gram(gram), tf.float64)
         if self.uses_losses:
             task_losses = self.check_losses(task_losses, gram)
-        active = tf.linalg.diag_part(gram) != 0  # so is NaN, to be seen
+        active = tf.linalg.diag_part(gram) != 0  # NaN, too, so that it shows
         n = units(gram, task_losses, self.normalization)
         point = min_norm_point(gram / n[:, None] / n, active=active)
         total = gram.shape[0] if self.total == "tasks" else self.total

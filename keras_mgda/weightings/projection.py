@@ -37,8 +37,8 @@ class UPGrad(PreferenceWeighting):
     is the mean where no tasks conflict, and its weights add up to 1 or more.
 
     Differs from TorchJD, which adds `1e-4` of the trace to the diagonal of `G`,
-    and takes the mean when the trace is below `1e-4`. Here the only regular-
-    ization is the rounding of a float32 Gram matrix, and scale is free.
+    and takes the mean when the trace is below `1e-4`. Here nothing regularizes
+    but the rounding of a float32 Gram matrix, and scale is free.
 
     Args:
         preference: as in `PreferenceWeighting`.

@@ -38,7 +38,9 @@ def test_masks_keep_the_size_of_what_they_keep():
 def test_channel_mask_is_the_same_for_the_whole_batch():
     x = np.ones([16, 4, 4, 32], "float32")
     kept = np.asarray(all_digits.ChannelMask(0.5)(x, training=True))
-    np.testing.assert_array_equal(kept, np.broadcast_to(kept[:1, :1, :1], x.shape))
+    np.testing.assert_array_equal(
+        kept, np.broadcast_to(kept[:1, :1, :1], x.shape)
+    )
     assert 0 < kept.mean() < 1
 
 
