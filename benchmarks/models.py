@@ -138,9 +138,15 @@ RESNET = Network(
     functools.partial(networks.resnet18, width=16),
     classifier(2),
 )
+def recurrent(tokens):
+    x = layers.Embedding(8000, 64)(tokens)
+    return layers.Bidirectional(layers.GRU(64))(x)
+
+
 # As others write them.
 MOBILENET = Network((96, 96, 3), mobilenet, classifier(10))
 BERT = Network((64,), bert, classifier(10), vocabulary=8000)
+BIGRU = Network((40,), recurrent, classifier(10), vocabulary=8000)
 TOWER = Network((64,), two_dense, classifier(10), tower=two_dense)
 GRU = Network(
     (20, 16),

@@ -46,6 +46,7 @@ CASES = {
     "ResNet-18 (16), 40 tasks": ("RESNET", 40, 16),
     "MobileNetV2, 2 tasks": ("MOBILENET", 2, 16),
     "BERT-small, 3 tasks": ("BERT", 3, 32),
+    "bidirectional GRU, 3 tasks": ("BIGRU", 3, 64),
     "embedding of 1M rows, 4 tasks": ("TABLE", 4, 64),
     "dense tower of 2 of 3 tasks": ("TOWER", 3, 256),
     "dense tower of 4 of 5 tasks": ("TOWER", 5, 256),
