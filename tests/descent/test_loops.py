@@ -104,26 +104,17 @@ def data():
 WEIGHTINGS = {
     "mgda": lambda: "mgda",
     "imtl_g": lambda: "imtl_g",
-    "famo": lambda: "famo",
     # The heads of these tasks need a second pass, in a branch of the graph.
     "zero at times": lambda: weightings.Fixed(
         {"tags": keras.Variable(0.0), "tone": 2.0, "topic": 1e-30}
     ),
+    "famo": lambda: "famo",
 }
 
 
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize(
-    "encoder",
-    [
-        "gru",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ENCODERS
-            if name != "gru"
-        ),
-    ],
-)
 def test_graphs_compute_what_eager_code_does(encoder, weighting):
     """Which asks a tape where a graph is asked itself."""
     x, y = data()
@@ -143,6 +134,7 @@ def test_graphs_compute_what_eager_code_does(encoder, weighting):
         assert (start != graph).any()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("options", [{}, {"weighting": "famo"}])
 def test_loops_run_as_often_as_in_stock_keras(options):
     """A tape that tells several gradients would wrap each, to keep more."""
