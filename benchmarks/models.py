@@ -138,6 +138,8 @@ RESNET = Network(
     functools.partial(networks.resnet18, width=16),
     classifier(2),
 )
+
+
 def recurrent(tokens):
     x = layers.Embedding(8000, 64)(tokens)
     return layers.Bidirectional(layers.GRU(64))(x)

@@ -459,7 +459,11 @@ def _check_verified(weighting: Weighting, max_corrections: int) -> None:
             f"Received: {type(weighting).__name__}. Use another, such as "
             "'mgda', or `verify=True` to look at what this one does."
         )
-    if not isinstance(max_corrections, int) or max_corrections < 0:
+    if (
+        isinstance(max_corrections, bool)
+        or not isinstance(max_corrections, int)
+        or max_corrections < 0
+    ):
         raise ValueError(
             "`max_corrections` must be a whole number, not negative. "
             f"Received: {max_corrections!r}."

@@ -66,7 +66,7 @@ class Update:
                 lambda: self._apply(optimizer, forward, direction, variables),
                 lambda: None,
             )
-        else:  # whose sums cannot stand in a branch of the graph
+        else:  # sums over replicas cannot stand in a branch of a graph
             state = [*variables, *optimizer.variables]
             before = [tf.identity(variable.value) for variable in state]
             self._apply(optimizer, forward, direction, variables)

@@ -11,8 +11,8 @@ from keras_mgda import MGDAModel, SharedRepresentation, weightings
 TASKS = ("tags", "tone", "topic")
 
 
-class Recomputed(layers.Layer):
-    """A layer that makes its values again in the backward pass."""
+class Around(layers.Layer):
+    """Something that another layer is called in."""
 
     def __init__(self, layer):
         super().__init__()
@@ -20,35 +20,28 @@ class Recomputed(layers.Layer):
 
     def build(self, input_shape):
         self.layer.build(input_shape)
+
+
+class Recomputed(Around):
+    """Makes the values of its layer again in the backward pass."""
 
     def call(self, x):
         return tf.recompute_grad(lambda x: self.layer(x))(x)
 
 
-class InFunction(layers.Layer):
-    """A layer in a function of its own, which the step calls."""
+class InFunction(Around):
+    """Calls its layer in a function, which the step calls."""
 
     def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         self.function = tf.function(lambda x: self.layer(x), autograph=False)
-
-    def build(self, input_shape):
-        self.layer.build(input_shape)
 
     def call(self, x):
         return self.function(x)
 
 
-class Mapped(layers.Layer):
-    """A layer that TensorFlow maps over the examples."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def build(self, input_shape):
-        self.layer.build(input_shape)
+class Mapped(Around):
+    """Calls its layer for each example, in a loop."""
 
     def call(self, x):
         return tf.map_fn(lambda row: self.layer(row[None])[0], x)

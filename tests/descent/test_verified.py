@@ -615,7 +615,7 @@ def test_weightings_that_cannot_weigh_again_are_refused(weighting):
         )
 
 
-@pytest.mark.parametrize("max_corrections", [-1, 1.5, None])
+@pytest.mark.parametrize("max_corrections", [-1, 1.5, None, True])
 def test_max_corrections_is_a_number(max_corrections):
     with refused("`max_corrections` must be a whole number"):
         networks.mgda_model(
