@@ -54,6 +54,7 @@ from keras_mgda.training.update import Update, skips_overflow
 from keras_mgda.weightings import Weighting
 
 _logger = logging.getLogger(__name__)
+_FEW = 16  # outputs
 
 
 class MGDAModel(keras.Model):
@@ -408,8 +409,13 @@ class MGDAModel(keras.Model):
             and not skips_overflow(self.optimizer)
         ):
             return "once"  # that of the total loss
-        # Those of columns may be taken in a loop.
-        if self._descent.nests_gradients or self._columns:
+        # Those of columns may be taken in a loop. A graph that is asked walks
+        # all of itself for each task: too much for hundreds of outputs.
+        if (
+            self._descent.nests_gradients
+            or self._columns
+            or len(tasks.of_loss(self._loss_by_output)) > _FEW
+        ):
             return "nested"
         return "often"
 

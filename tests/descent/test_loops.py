@@ -143,3 +143,13 @@ def test_loops_run_as_often_as_in_stock_keras(options):
     assert forward == backward == 3
     assert loops(MGDAModel, **options) == (forward, backward)
     assert loops(MGDAModel, verify=True, **options) == (0, 0)
+
+
+@pytest.mark.parametrize(("number", "asks"), [(16, "often"), (17, "nested")])
+def test_many_outputs_ask_a_tape(number, asks):
+    """To ask the graph takes time that grows with their square."""
+    z = SharedRepresentation()(layers.Dense(2)(x := keras.Input((3,))))
+    outputs = {f"t{k}": layers.Dense(1)(z) for k in range(number)}
+    model = MGDAModel(x, outputs)
+    model.compile("sgd", dict.fromkeys(outputs, "mse"))
+    assert model._asks == asks
