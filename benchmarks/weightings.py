@@ -60,9 +60,12 @@ OF_JACOBIAN = {
     "nash_mtl": lambda m: aggregation.NashMTL(n_tasks=m),
 }
 OF_LOSSES = {
+    "cosmos": lambda m: scalarization.COSMOS(1.0, torch.full([m], 1 / m)),
     "dwa": lambda m: scalarization.DWA(),
     "famo": scalarization.FAMO,
     "geometric_mean": lambda m: scalarization.GeometricMean(),
+    "imtl_l": scalarization.IMTLL,
+    "pbi": lambda m: scalarization.PBI(5.0, torch.full([m], 1 / m)),
     "stch": lambda m: scalarization.STCH(mu=1.0),
     "uncertainty": scalarization.UW,
 }

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import keras
@@ -9,7 +10,9 @@ from keras import layers
 
 from benchmarks import drawn_gradients as drawn
 from keras_mgda import MGDAModel, SharedRepresentation, diagnosis
-from keras_mgda.diagnosis import diagnose, diagnosis_of
+from keras_mgda.descent.task_gradients import TableRows
+from keras_mgda.diagnosis import diagnose, diagnosis_of, estimates, sketches
+from keras_mgda.diagnosis.means import Means
 from tests.support import networks
 from tests.support.dtype_policy import dtype_policy
 
@@ -34,12 +37,12 @@ def test_the_right_finding_and_no_wrong_one(name):
 )
 def test_the_interval_holds_the_true_cosine(size, signal, cosine, common):
     hits, lengths = 0, []
-    q = diagnosis._student(0.975, 31)
+    q = estimates.student(0.975, 31)
     for seed in range(600):
         rng = np.random.default_rng(seed)
         means = drawn.of_cosine(rng, cosine, size)
         products = drawn.products(drawn.noisy(rng, means, 32, signal, common))
-        _, low, high = diagnosis._Means(products, None).cosines(q)
+        _, low, high = Means(products, None).cosines(q)
         hits += low[0, 1] <= cosine <= high[0, 1]
         lengths.append(high[0, 1] - low[0, 1])
     assert 0.925 <= hits / 600 <= 0.975
@@ -71,7 +74,7 @@ def test_variances_are_those_of_repeated_draws():
             mean = np.eye(1, 30)
             gradients = drawn.noisy(rng, mean, 12, signal)[0]
             kernel = gradients @ gradients.T * (1 - np.eye(12))
-            found, covariance = diagnosis._means_and_covariance(
+            found, covariance = estimates.means_and_covariance(
                 kernel[None], kernel[None]
             )
             averages.append(found[0, 0])
@@ -87,7 +90,7 @@ def test_variances_are_those_of_repeated_draws():
 def test_quantiles_of_student(p, degrees):
     stats = pytest.importorskip("scipy.stats")
     expected = stats.t.ppf(p, degrees)
-    assert diagnosis._student(p, degrees) == pytest.approx(expected, rel=0.06)
+    assert estimates.student(p, degrees) == pytest.approx(expected, rel=0.06)
 
 
 def test_shares_stationarity_and_harm_by_hand():
@@ -251,12 +254,10 @@ def test_a_sketch_keeps_inner_products():
     true = np.einsum("tij,sij->ts", x, x)
     indices = tf.constant([7, 3, 7], tf.int64)
     values = rng.normal(size=(2, 3, 50)).astype("float32")
-    table = diagnosis.TableRows(
-        indices, tf.constant(values), tf.TensorShape([40, 50])
-    )
+    table = TableRows(indices, tf.constant(values), tf.TensorShape([40, 50]))
 
     def sketch(rows, offset):
-        places, signed = diagnosis._signed(rows, offset, 64)
+        places, signed = sketches.places_and_entries(rows, offset, 64)
         return tf.math.unsorted_segment_sum(signed, places, 64).numpy()
 
     np.testing.assert_allclose(
@@ -458,7 +459,12 @@ def test_a_task_that_counts_nothing_is_unlabelled():
     assert ("done", ("a",)) not in kinds(found)
 
 
-def linear(
+def linear(*args, **settings):
+    model, data, batch_size = linear_problem(*args, **settings)
+    return diagnose(model, data, batch_size=batch_size)
+
+
+def linear_problem(
     targets, batch_size, noise=0.0, size=2048, scale=(1, 1), unlabelled=False
 ):
     """Two heads that are fixed, on a linear encoder: `y_t = <w_t, x>`."""
@@ -485,7 +491,7 @@ def linear(
     }
     if unlabelled:
         y["b"][:] = np.nan
-    return diagnose(model, (inputs, y), batch_size=batch_size)
+    return model, (inputs, y), batch_size
 
 
 E = np.eye(8, dtype="float32")
@@ -493,6 +499,41 @@ E = np.eye(8, dtype="float32")
 
 def kinds(found):
     return {(f.kind, f.tasks) for f in found.findings}
+
+
+def advised(found, kind):
+    """The arguments of `compile` in the advice of the first such finding."""
+    advice = next(f.advice for f in found.findings if f.kind == kind)
+    return dict(re.findall(r"(\w+)='(\w+)'", advice))
+
+
+def test_the_advice_against_conflict_raises_no_loss():
+    problem = [30 * E[0] + 40 * E[1], 60 * E[0] - 180 * E[1]], 64
+    model, data, batch_size = linear_problem(*problem)
+    found = diagnose(model, data, batch_size=batch_size)
+    assert found.steps["plain sum"].harmful.value > 0.9
+    model.compile("sgd", "mse", **advised(found, "conflict"))
+    found = diagnose(model, data, batch_size=batch_size)
+    assert found.steps["UPGrad, gradients='verified'"].harmful.value == 0
+
+
+@pytest.mark.parametrize("kind", ["scale", "starves"])
+def test_the_advice_against_scales_trains_the_other_task(kind):
+    """What one step brings to 'a', whose loss is in the smaller unit."""
+    problem = [30 * E[0], 30 * E[1]], 256
+
+    def loss_after_steps(**compiled):
+        model, (x, y), batch_size = linear_problem(
+            *problem, size=8192, scale=(1.0, 1000.0)
+        )
+        # Of `a` the best that an encoder does that `b` decides is to be silent.
+        model.compile(keras.optimizers.Adam(0.5), "mse", **compiled)
+        model.fit(x, y, batch_size=batch_size, epochs=3, verbose=0)
+        return model.evaluate(x, y, verbose=0, return_dict=True)["a_loss"]
+
+    found = linear(*problem, size=8192, scale=(1.0, 1000.0))
+    by_sum = loss_after_steps(weighting="uniform")
+    assert loss_after_steps(**advised(found, kind)) < 0.5 * by_sum
 
 
 def test_findings_of_real_models():

@@ -398,11 +398,10 @@ class Descent:
         return (
             f"Task '{self._task_names[t]}' had {share:.0%} of the weight on "
             "average in this epoch: the encoder learns next to nothing from "
-            "the others. If that is not what you want, weigh by "
-            "`keras_mgda.weightings.MGDA(normalization='l2')`, which knows no "
-            "scale of losses, by 'loss+', or by the plain sum, "
-            "`weighting='uniform'`; `keras_mgda.diagnose(model, data)` tells "
-            "the reason."
+            "the others. If that is not what you want, compile with "
+            "`weighting='imtl_g'`, which does not depend on the units of the "
+            "losses, or with `weighting='uniform'`, the plain sum; "
+            "`keras_mgda.diagnose(model, data)` tells the reason."
         )
 
 
