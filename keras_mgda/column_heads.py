@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mgda.descent.forward import ColumnHead, ForwardPass
-from keras_mgda.functional import Call, Graph
+from keras_mgda.functional.graph import Call, Graph
 from keras_mgda.internals import Functional
 from keras_mgda.layers import SharedRepresentation
 

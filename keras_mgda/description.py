@@ -6,15 +6,9 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mgda.functional import (
-    Call,
-    Cut,
-    Graph,
-    Tensor,
-    cut_at,
-    marks,
-    union,
-)
+from keras_mgda.functional.cut import Cut, cut_at
+from keras_mgda.functional.graph import Call, Graph, Tensor, union
+from keras_mgda.functional.marks import own_marks
 from keras_mgda.internals import Functional
 from keras_mgda.layers import SharedRepresentation
 
@@ -135,7 +129,7 @@ def describe(model: keras.Model) -> Description:
             "it then is one part."
         )
     graph = Graph(model)
-    marked = marks(graph)
+    marked = own_marks(graph)
     encoder = graph.before(marked)
     around = _reads_around(graph)
     calls: dict[str, list[Call]] = {}

@@ -35,6 +35,10 @@ class ExchangingFunctional(Functional):  # type: ignore[misc, valid-type]
         """What to run in place of a layer, or another operation."""
         return operation
 
+    def in_training(self, operation: Any) -> Any:
+        """The same, in a training step."""
+        return self.exchanged(operation)
+
     def _run_through_graph(
         self,
         inputs: Any,

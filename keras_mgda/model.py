@@ -31,7 +31,11 @@ from keras_mgda.distribution.workers import (
     has_workers,
     num_batches,
 )
-from keras_mgda.functional import MarkedFunctional, is_functional, mark
+from keras_mgda.functional.marked_functional import (
+    MarkedFunctional,
+    is_functional,
+)
+from keras_mgda.functional.marks import mark
 from keras_mgda.internals import (
     Functional,
     flatten_logs,

@@ -7,7 +7,7 @@ import pytest
 from keras_mgda import MGDAModel, SharedRepresentation
 from keras_mgda.descent.forward import record_forward_pass
 from keras_mgda.description import describe
-from keras_mgda.functional import mark
+from keras_mgda.functional.marks import mark
 from tests.support import zoo
 from tests.support.dtype_policy import dtype_policy
 
