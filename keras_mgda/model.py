@@ -48,10 +48,10 @@ from keras_mgda.training.labels import (
     Labels,
     each_a_task,
     in_structure,
-    markers_by_task,
+    markers_by_output,
     with_zeros,
 )
-from keras_mgda.training.loss_logs import LossLogs, loss_weights_by_task
+from keras_mgda.training.loss_logs import LossLogs, loss_weights_by_output
 from keras_mgda.training.taken_step import TakenStep
 from keras_mgda.training.task_losses import check_reduction, collected_losses
 from keras_mgda.training.update import Update, skips_overflow
@@ -243,7 +243,7 @@ class MGDAModel(keras.Model):
         losses = tasks.of_loss(by_output)
         task_names = tasks.names(by_output)
         columns = tasks.columns(by_output)
-        markers = markers_by_task(unlabelled, list(losses))
+        markers = markers_by_output(unlabelled, list(losses))
         last_layers = find_last_layers(
             self,
             {name: len(loss.known_names) for name, loss in columns.items()},
@@ -258,9 +258,9 @@ class MGDAModel(keras.Model):
                     "they count the labelled examples, each with weight 1. "
                     f"Received: weighted_metrics={weighted_metrics!r}."
                 )
-            for task, of_task in losses.items():
-                if markers[task] is not None:
-                    check_reduction(task, of_task)
+            for output, of_output in losses.items():
+                if markers[output] is not None:
+                    check_reduction(output, of_output)
             metrics, weighted_metrics = None, metrics
         with self.distribute_strategy.scope():
             descent = Descent(
@@ -287,7 +287,7 @@ class MGDAModel(keras.Model):
             )
             update = Update(task_names)
             loss_logs = LossLogs(
-                loss_weights_by_task(
+                loss_weights_by_output(
                     loss_weights, list(by_output), list(losses)
                 ),
                 columns,
@@ -454,7 +454,7 @@ class MGDAModel(keras.Model):
             if forward is not None:
                 forward.num_labels = dict(num_labels)
             y = with_zeros(y, labels)
-            weights = {t: found.sample_weight for t, found in labels.items()}
+            weights = {o: found.sample_weight for o, found in labels.items()}
             sample_weight = in_structure(y_pred, weights)
         with collected_losses() as task_losses:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -471,7 +471,7 @@ class MGDAModel(keras.Model):
         if self._labels is not None:
             labels = self._labels.find(y, y_pred, sample_weight)
             y = with_zeros(y, labels)
-            masks = {task: found.mask for task, found in labels.items()}
+            masks = {o: found.mask for o, found in labels.items()}
             sample_weight = in_structure(y_pred, masks)
         if self._columns:
             y, y_pred = (
@@ -570,14 +570,14 @@ class MGDAModel(keras.Model):
         logs = super().get_metrics_result()
         if self._labels is None and not self._columns:
             return logs
-        return self._loss_logs.correct(logs, self._metrics_by_task(logs))
+        return self._loss_logs.correct(logs, self._outputs_of_metrics(logs))
 
     def reset_metrics(self) -> None:
         super().reset_metrics()
         if self.compiled:
             self._loss_logs.reset()
 
-    def _metrics_by_task(self, logs: Mapping[str, Any]) -> dict[str, str]:
+    def _outputs_of_metrics(self, logs: Mapping[str, Any]) -> dict[str, str]:
         """The output of each metric that `compile` was given, by its name."""
         # Keras keeps these in one metric that returns a dict, and puts the name
         # of the output before theirs where there are several.
@@ -587,12 +587,12 @@ class MGDAModel(keras.Model):
         outputs = list(tasks.of_loss(self._loss_by_output))
         if len(outputs) == 1:
             return dict.fromkeys(names, outputs[0])
-        by_task = {}
-        for task in sorted(outputs, key=len):  # "a_b" after "a"
+        by_name = {}
+        for output in sorted(outputs, key=len):  # "a_b" after "a"
             for name in names:
-                if name.startswith(f"{task}_"):
-                    by_task[name] = task
-        return by_task
+                if name.startswith(f"{output}_"):
+                    by_name[name] = output
+        return by_name
 
     @contextlib.contextmanager
     def _in_evaluation(self) -> Iterator[None]:

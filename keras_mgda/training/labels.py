@@ -142,14 +142,14 @@ class Labels:
     def find(
         self, y: Any, y_pred: Any, sample_weight: Any
     ) -> dict[str, Labelled]:
-        """`find_labels` for every task whose labels may be missing.
+        """`find_labels` for every output whose labels may be missing.
 
-        A task with the marker `None` is among them only if sample weights are
+        One with the marker `None` is among them only if sample weights are
         given. Without them its loss stays as it is, one over the whole batch
         included.
         """
         labels, predictions = tasks.flatten(y), tasks.flatten(y_pred)
-        missing = [task for task in self.markers if task not in labels]
+        missing = [name for name in self.markers if name not in labels]
         if missing:
             raise ValueError(
                 "Labels must be a dict that names every task. Received: "
@@ -159,15 +159,15 @@ class Labels:
         weights = tasks.flatten(sample_weight)
         common = weights.get("")  # one for all outputs
         found = {}
-        for task, marker in self.markers.items():
-            weight = weights.get(task, common)
+        for output, marker in self.markers.items():
+            weight = weights.get(output, common)
             if marker is not None or weight is not None:
-                found[task] = find_labels(
-                    tf.convert_to_tensor(labels[task]),
-                    predictions[task],
+                found[output] = find_labels(
+                    tf.convert_to_tensor(labels[output]),
+                    predictions[output],
                     weight,
                     marker,
-                    by_column=task in self._by_column,
+                    by_column=output in self._by_column,
                 )
         return found
 
@@ -180,14 +180,14 @@ class Labels:
         """
         predictions = tasks.flatten(y_pred)
         found = {}
-        for task in self.markers:
-            if task in labels:
-                found[task] = labels[task].count
+        for output in self.markers:
+            if output in labels:
+                found[output] = labels[output].count
                 continue
-            size = tf.cast(tf.shape(predictions[task])[0], tf.float32)
-            if task in self._by_column:
-                size = tf.fill([predictions[task].shape[-1]], size)
-            found[task] = size
+            size = tf.cast(tf.shape(predictions[output])[0], tf.float32)
+            if output in self._by_column:
+                size = tf.fill([predictions[output].shape[-1]], size)
+            found[output] = size
         return found
 
     def check_metrics(self, metrics: Any, y: Any, y_pred: Any) -> None:
@@ -196,17 +196,18 @@ class Labels:
         A mean that a function takes itself counts what is not labelled, too.
         """
         labels, predictions = tasks.flatten(y), tasks.flatten(y_pred)
-        for task, of_task in tasks.flatten(metrics).items():
-            for metric in keras.tree.flatten(of_task):
+        for output, of_output in tasks.flatten(metrics).items():
+            for metric in keras.tree.flatten(of_output):
                 if (
-                    task not in self.markers
+                    output not in self.markers
                     or isinstance(metric, (str, keras.metrics.Metric))
                     or not callable(metric)
                 ):
                     continue
                 value = keras.ops.convert_to_tensor(
                     metric(
-                        tf.convert_to_tensor(labels[task]), predictions[task]
+                        tf.convert_to_tensor(labels[output]),
+                        predictions[output],
                     )
                 )
                 if not len(value.shape):
@@ -214,7 +215,7 @@ class Labels:
                         "With `unlabelled`, a metric function must return a "
                         "value for each example. Received: "
                         f"'{getattr(metric, '__name__', metric)}' of task "
-                        f"'{task}', which returns a scalar. Leave its mean "
+                        f"'{output}', which returns a scalar. Leave its mean "
                         "out, or write a `keras.metrics.Metric`."
                     )
 
@@ -246,22 +247,25 @@ def in_structure(structure: Any, by_name: Mapping[str, Any]) -> Any:
     return tasks.map_named(lambda name, _: by_name.get(name), structure)
 
 
-def markers_by_task(
-    unlabelled: Any, task_names: Sequence[str]
+def markers_by_output(
+    unlabelled: Any, output_names: Sequence[str]
 ) -> dict[str, Marker] | None:
-    """What marks a missing label, for each task."""
+    """What marks a missing label, for each output that has a loss."""
     if unlabelled is None:
         return None
     if not isinstance(unlabelled, Mapping):
-        unlabelled = dict.fromkeys(task_names, unlabelled)
-    markers = {t: "nan" if m != m else m for t, m in unlabelled.items()}
-    if set(markers) != set(task_names) or not all(
+        unlabelled = dict.fromkeys(output_names, unlabelled)
+    markers = {
+        output: "nan" if marker != marker else marker
+        for output, marker in unlabelled.items()
+    }
+    if set(markers) != set(output_names) or not all(
         marker in (None, "nan") or isinstance(marker, (int, float))
         for marker in markers.values()
     ):
         raise ValueError(
             "`unlabelled` must be 'nan', a number, or a dict that gives every "
-            "task one of these or `None`. "
-            f"Received: {unlabelled!r} for the tasks {list(task_names)}."
+            "output with a loss one of these or `None`. "
+            f"Received: {unlabelled!r} for {list(output_names)}."
         )
     return markers

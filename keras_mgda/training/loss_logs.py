@@ -22,7 +22,7 @@ from keras_mgda.losses import PerColumn
 
 
 class LossLogs:
-    """The losses of an epoch, task by task. Not a part of a model's state.
+    """The losses of an epoch, output by output. Not a part of a model's state.
 
     To be made in the scope of the strategy that trains.
 
@@ -39,8 +39,8 @@ class LossLogs:
         self._loss_weights = dict(loss_weights)
         self._columns = dict(columns or {})
         # By labels, as they are logged; by examples, as Keras adds them up.
-        self._by_labels = {t: self._tracker(t) for t in loss_weights}
-        self._by_examples = {t: self._tracker(t) for t in loss_weights}
+        self._by_labels = {o: self._tracker(o) for o in loss_weights}
+        self._by_examples = {o: self._tracker(o) for o in loss_weights}
 
     def _tracker(self, output: str) -> keras.metrics.Metric:
         if output not in self._columns:
@@ -82,13 +82,13 @@ class LossLogs:
         return found
 
     def correct(
-        self, logs: Mapping[str, Any], metrics_by_task: Mapping[str, str]
+        self, logs: Mapping[str, Any], outputs_of_metrics: Mapping[str, str]
     ) -> dict[str, Any]:
         """Keras's logs, with the losses as they are defined above.
 
         Args:
             logs: `{name: value}`.
-            metrics_by_task: `{name in logs: output}`, whose metrics these are.
+            outputs_of_metrics: `{name in logs: output}`, whose these are.
         """
         corrected = dict(logs)
         is_labelled = {
@@ -106,10 +106,10 @@ class LossLogs:
                 )
             if output in self._columns:
                 corrected |= self._of_columns(output, tracker)
-        for name, task in metrics_by_task.items():
+        for name, output in outputs_of_metrics.items():
             value = tf.convert_to_tensor(logs[name])
             missing = tf.cast(float("nan"), value.dtype)
-            corrected[name] = tf.where(is_labelled[task], value, missing)
+            corrected[name] = tf.where(is_labelled[output], value, missing)
         return corrected
 
     def _total(self, output: str, tracker: keras.metrics.Metric) -> tf.Tensor:
@@ -164,13 +164,19 @@ class _MeanOfColumns(keras.metrics.Metric):
         )
 
 
-def loss_weights_by_task(
-    loss_weights: Any, output_names: Sequence[str], task_names: Sequence[str]
+def loss_weights_by_output(
+    loss_weights: Any, output_names: Sequence[str], with_loss: Sequence[str]
 ) -> dict[str, float]:
-    """The `loss_weights` of `compile`, by task; 1 where none is given."""
+    """The `loss_weights` of `compile`; 1 where none is given.
+
+    Args:
+        loss_weights: as `compile` takes them.
+        output_names: of all outputs, in order.
+        with_loss: those of the outputs that have a loss.
+    """
     if isinstance(loss_weights, (list, tuple)):
         loss_weights = dict(zip(output_names, loss_weights, strict=False))
     if isinstance(loss_weights, (int, float)):
-        loss_weights = dict.fromkeys(task_names, loss_weights)
+        loss_weights = dict.fromkeys(with_loss, loss_weights)
     given = loss_weights or {}
-    return {t: 1.0 if given.get(t) is None else given[t] for t in task_names}
+    return {o: 1.0 if given.get(o) is None else given[o] for o in with_loss}

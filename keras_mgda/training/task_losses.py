@@ -24,7 +24,7 @@ class TaskLoss(keras.losses.Loss):
     losses one vector.
 
     Args:
-        task: the name of the output.
+        output: its name.
         loss: what `keras.Model.compile` takes for one output: a name, a
             function or a `keras.losses.Loss`.
         partly_labelled: whether sample weights leave out what is not
@@ -32,9 +32,9 @@ class TaskLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, task: str, loss: Any, partly_labelled: bool = False
+        self, output: str, loss: Any, partly_labelled: bool = False
     ) -> None:
-        self.task = task
+        self.output = output
         self.partly_labelled = partly_labelled
         self.loss = loss if _by_shape(loss) else _as_loss(loss)
         super().__init__(
@@ -49,7 +49,7 @@ class TaskLoss(keras.losses.Loss):
         if _by_shape(loss):
             loss = _crossentropy(y_true, y_pred)
         if self.partly_labelled and sample_weight is not None:
-            check_reduction(self.task, loss)
+            check_reduction(self.output, loss)
             self._check_values(loss, y_true, y_pred, sample_weight)
         if isinstance(loss, PerColumn):
             of_columns = loss.of_columns(y_true, y_pred, sample_weight)
@@ -58,7 +58,7 @@ class TaskLoss(keras.losses.Loss):
         if len(value.shape):
             raise ValueError(
                 "The loss of a task must be a scalar. "
-                f"Received: the loss of task '{self.task}' has shape "
+                f"Received: the loss of task '{self.output}' has shape "
                 f"{tuple(value.shape)}. Reduce it, as with "
                 "`reduction='sum_over_batch_size'`."
             )
@@ -68,11 +68,11 @@ class TaskLoss(keras.losses.Loss):
         """The same value, or what shall enter the total loss in its place."""
         collected = _collected.get()
         if collected is not None:
-            collected.setdefault(self.task, []).append(value)
+            collected.setdefault(self.output, []).append(value)
         forward = current_forward_pass()
         if forward is None:
             return value
-        return forward.mark_task_loss(self.task, value)
+        return forward.mark_task_loss(self.output, value)
 
     def _check_values(
         self, loss: keras.losses.Loss, y_true: Any, y_pred: Any, weight: Any
@@ -90,14 +90,14 @@ class TaskLoss(keras.losses.Loss):
             raise ValueError(
                 "With `unlabelled`, a loss must have a value for each label, "
                 f"here of the shape {expected}. Received: the loss of task "
-                f"'{self.task}', whose values have the shape {shape}. Take the "
-                "mean over the last axis of the predictions alone."
+                f"'{self.output}', whose values have the shape {shape}. Take "
+                "the mean over the last axis of the predictions alone."
             )
 
 
 @contextlib.contextmanager
 def collected_losses() -> Iterator[Mapping[str, list[tf.Tensor]]]:
-    """`{task: values}` of the losses that are computed in this block."""
+    """`{output: values}` of the losses that are computed in this block."""
     collected: dict[str, list[tf.Tensor]] = {}
     token = _collected.set(collected)
     try:
@@ -106,14 +106,14 @@ def collected_losses() -> Iterator[Mapping[str, list[tf.Tensor]]]:
         _collected.reset(token)
 
 
-def check_reduction(task: str, loss: Any) -> None:
+def check_reduction(output: str, loss: Any) -> None:
     """Raises a `ValueError` unless a loss is a mean over its examples."""
     reduction = getattr(loss, "reduction", "sum_over_batch_size")
     if reduction not in ("sum_over_batch_size", "mean"):
         raise ValueError(
             "With `unlabelled`, a loss must have the reduction "
             "'sum_over_batch_size', which becomes the mean over the "
-            f"labelled examples. Received: {reduction!r} for task '{task}'. "
+            f"labelled examples. Received: {reduction!r} for task '{output}'. "
             "Change it, or give the task the value `None` in `unlabelled` and "
             "no sample weights, if all of its labels are there."
         )

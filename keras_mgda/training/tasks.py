@@ -40,12 +40,12 @@ def task_losses(loss: Any, outputs: Any) -> Mapping[str, Any]:
     if outputs is not None:
         check_names(loss, outputs)
     flat = flatten(loss)
-    for task, of_task in flat.items():
-        if isinstance(of_task, (list, tuple)):
+    for output, of_output in flat.items():
+        if isinstance(of_output, (list, tuple)):
             raise ValueError(
-                f"A task must have one loss. Received: {of_task!r} for task "
-                f"'{task}'. Add them up in one function, or give the model an "
-                "output for each."
+                f"A task must have one loss. Received: {of_output!r} for task "
+                f"'{output}'. Add them up in one function, or give the model "
+                "an output for each."
             )
     if not of_loss(loss):
         raise ValueError(
@@ -104,9 +104,9 @@ def columns(loss: Mapping[str, Any]) -> dict[str, PerColumn]:
 def of_loss(loss: Any) -> dict[str, Any]:
     """`{output: its loss}`, without the outputs that are no task."""
     return {
-        task: of_task
-        for task, of_task in flatten(loss).items()
-        if of_task is not None
+        output: of_output
+        for output, of_output in flatten(loss).items()
+        if of_output is not None
     }
 
 
@@ -115,7 +115,10 @@ def with_notes(
 ) -> dict[str, Any]:
     """The same losses, each telling the training step its value."""
     return map_named(
-        lambda t, loss: loss and TaskLoss(t, loss, partly_labelled), loss
+        lambda output, of_output: (
+            of_output and TaskLoss(output, of_output, partly_labelled)
+        ),
+        loss,
     )
 
 
