@@ -267,6 +267,7 @@ IN_A_GRAPH = (marker_in_a_loop, loss_that_is_not_returned)
 
 @pytest.mark.parametrize("gradients", ["representation", "parameters"])
 @pytest.mark.parametrize("build", TRAINING)
+@pytest.mark.sample(8)
 def test_training(build, gradients):
     if gradients == "parameters" and build in WITHOUT_REPRESENTATION:
         pytest.skip("trained above")

@@ -260,6 +260,7 @@ def test_monitor_sees_what_weights_that_are_kept_were_chosen_by(run_eagerly):
     ids=["plain", "accumulated", "skipped"],
 )
 @pytest.mark.parametrize("same", [True, False])
+@pytest.mark.sample(3)
 def test_monitor_counts_on(tmp_path, optimizer, same):
     """Batches, whatever the optimizer makes of them; images too."""
     if optimizer.name == "loss_scale_optimizer" and not same:

@@ -518,6 +518,7 @@ def test_the_advice_against_conflict_raises_no_loss():
 
 
 @pytest.mark.parametrize("kind", ["scale", "starves"])
+@pytest.mark.sample(1)
 def test_the_advice_against_scales_trains_the_other_task(kind):
     """What one step brings to 'a', whose loss is in the smaller unit."""
     problem = [30 * E[0], 30 * E[1]], 256

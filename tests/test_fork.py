@@ -72,7 +72,7 @@ def assert_same_variables(model, other, rtol=1e-5):
     ],
     ids=["mgda", "uniform", "l2", "fixed"],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_stock_fit_makes_the_steps_of_mgda_model(weighting, data):
     assert_same_variables(
         fitted(forked(weighting), data),

@@ -161,6 +161,7 @@ SAME_CUT = [
 
 
 @pytest.mark.parametrize("structure", SAME_CUT)
+@pytest.mark.sample(7)
 def test_trains_as_the_model_that_was_marked_by_hand(structure):
     """With masks, submodels, layers that are called twice."""
     by_hand = networks.mgda_model(structure, "sgd", run_eagerly=True)

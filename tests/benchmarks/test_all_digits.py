@@ -45,6 +45,7 @@ def test_channel_mask_is_the_same_for_the_whole_batch():
 
 
 @pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.sample(1)
 def test_trains_on_all_digits_and_tells_every_epoch(digits, masks):
     x, y = all_digits.all_digits(digits)
     assert len(x) == len(y["left"]) == 60

@@ -111,6 +111,7 @@ def test_connections_tell_networks_of_the_same_layers_apart():
     assert training._connections(first) == training._connections(straight())
 
 
+@pytest.mark.sample(1)
 def test_other_settings_are_refused(studied):
     given, _ = studied
     before = given["results"].read_bytes()

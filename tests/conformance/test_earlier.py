@@ -26,7 +26,7 @@ def assert_answers(model, name, when):
 
 
 @each_case
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 def test_training_goes_on_from_a_keras_file(name):
     """With the states of the optimizer and of the weighting."""
     model = keras.models.load_model(FOLDER / f"{name}.keras")
@@ -39,6 +39,7 @@ def test_training_goes_on_from_a_keras_file(name):
 
 
 @each_case
+@pytest.mark.sample(4)
 def test_training_goes_on_from_a_weights_file(name):
     model = write.model(**write.CASES[name])
     model.optimizer.build(model.trainable_variables)

@@ -208,7 +208,7 @@ def test_what_a_step_did_to_the_columns():
     ],
     ids=lambda how: "-".join(how),
 )  # fmt: skip
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 def test_whatever_the_head_and_the_gradients(how):
     defaults = {"weighting": "mgda", "steps": 3, "run_eagerly": True}
     train_both(**(defaults | how))

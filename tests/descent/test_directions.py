@@ -55,7 +55,7 @@ def assert_same(change, expected):
 
 @each_mode
 @each_structure
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 def test_heads_move_plainly_and_shared_variables_by_the_weighted_sum(
     structure, gradients
 ):
@@ -82,6 +82,7 @@ def test_so_they_do_by_weights_that_no_gradient_chose(structure, given):
 
 
 @each_structure
+@pytest.mark.sample(8)
 def test_gram_matrix_of_the_representation_keeps_the_batch_axis(structure):
     _, of_tasks, _, gram = step_with_given_weights(structure, "representation")
     expected = oracle.gram_of_representation(of_tasks)
@@ -89,6 +90,7 @@ def test_gram_matrix_of_the_representation_keeps_the_batch_axis(structure):
 
 
 @each_structure
+@pytest.mark.sample(14)
 def test_gram_matrix_of_the_parameters_is_of_all_that_is_shared(structure):
     _, of_tasks, _, gram = step_with_given_weights(structure, "parameters")
     expected = oracle.gram_of_parameters(of_tasks)
@@ -266,6 +268,7 @@ def convolutional(m):
 
 @each_mode
 @pytest.mark.parametrize("m", [1, 2, 7])
+@pytest.mark.sample(2)
 def test_backward_pass_of_the_encoder_is_there_once(m, gradients):
     structure = convolutional(m)
     model = networks.mgda_model(structure, gradients=gradients)

@@ -76,6 +76,7 @@ def test_steps_are_counted_on_after_loading(verify, tmp_path):
 
 
 @each_kind
+@pytest.mark.sample(2)
 def test_the_end_of_the_data_is_no_step(verify):
     """Of data of unknown cardinality it is found out by a step."""
     _, model = found(verify, steps=0, verify_every=3)
@@ -88,6 +89,7 @@ def test_the_end_of_the_data_is_no_step(verify):
         assert counted == 2 * (epoch + 1)
 
 
+@pytest.mark.sample(1)
 def test_verified_directions_are_all_looked_at():
     values, _ = found(True, gradients="verified", verify_every=3)
     assert np.isfinite(values).all()

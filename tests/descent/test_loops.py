@@ -105,7 +105,7 @@ WEIGHTINGS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_graphs_compute_what_eager_code_does(encoder, weighting):

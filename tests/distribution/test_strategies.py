@@ -17,6 +17,7 @@ from tests.support.refusal import refused
 PLAIN = ("mgda", "representation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", runs.MODES)
 @pytest.mark.sample(1)
 def test_a_step_on_two_replicas_is_that_of_one(strategy, gradients):

@@ -93,6 +93,7 @@ def batches(expression, some, batch_size=12, **options):
     )
 
 
+@pytest.mark.slow
 def test_all_epochs_follow_the_seed():
     """However far TensorFlow reads ahead: in a graph, it does so as it can."""
     some = every_kind(24)
@@ -114,6 +115,7 @@ def test_all_epochs_follow_the_seed():
     assert all(epochs() == first for _ in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("expression", ["tags", "tone&share|mlm", "same"])
 def test_a_model_of_all_evaluates_what_an_expression_names(expression):
@@ -143,6 +145,7 @@ def test_a_model_of_all_evaluates_what_an_expression_names(expression):
     )
 
 
+@pytest.mark.slow
 def test_a_new_process_loads_what_was_saved(tmp_path):
     """With `import keras_mgda` alone, whatever its parts are that it loads."""
     compiled([tone(), tags()]).save(tmp_path / "m.keras")
@@ -240,6 +243,7 @@ def test_a_batch_without_a_problem_moves_nothing_of_it(weighting):
     assert model.task_weights["tags"] > 0.0
 
 
+@pytest.mark.sample(1)
 def test_a_hundred_to_one_trains_both():
     """Where the share of one is that of its examples: here 1 in 101."""
     some = [tags(400, "many"), tone(4, "few")]

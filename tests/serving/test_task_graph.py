@@ -161,6 +161,7 @@ def test_tasks_that_share_more_have_an_encoder_of_their_own(published):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.sample(3)
 def test_signatures_call_one_and_the_same_encoder(name, published):
     called = functions_of(published(name)[-1])
     encoders = [
@@ -299,6 +300,7 @@ def fails(function, *arguments):
 
 
 @pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.sample(4)
 def test_what_the_model_refuses_every_signature_refuses(check, tmp_path):
     x = keras.Input((2,), name="x")
     z = Checked(CHECKS[check])(x)

@@ -325,7 +325,7 @@ def test_in_float64():
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
 @pytest.mark.parametrize("empty", [0, 1])
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_a_batch_without_labels_does_not_enter_the_logged_loss(
     empty, run_eagerly
 ):

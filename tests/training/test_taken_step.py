@@ -475,6 +475,7 @@ def test_a_subclassed_model():
     assert np.isfinite([logs[name][0] for name in FOUND]).all()
 
 
+@pytest.mark.sample(1)
 def test_evaluation_has_none_of_it():
     model, logs = trained(verify="step")
     assert set(FOUND) < logs[0].keys()

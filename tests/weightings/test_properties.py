@@ -104,6 +104,7 @@ def test_no_task_objects(weighting, m):
 
 @each_size
 @each("simplex")
+@pytest.mark.sample(3)
 def test_on_the_simplex(weighting, m):
     def holds(gram, w):
         return np.all(w >= 0) and abs(np.float64(w).sum() - 1) < 1e-5
@@ -129,6 +130,7 @@ def test_scale_changes_nothing(weighting, m):
 
 
 @pytest.mark.parametrize("weighting", MAKERS)
+@pytest.mark.sample(14)
 def test_each_says_whether_scale_changes_its_weights(weighting):
     """Beside what the weights do, on a matrix that is not special."""
     gram = gram_of(jacobian(FAMILIES[0], 5, 2))
@@ -148,6 +150,7 @@ def same_direction(gram, w, other, tolerance=1e-5):
 
 @each_size
 @each("permutation")
+@pytest.mark.sample(20)
 def test_order_changes_nothing(weighting, m):
     order = np.random.default_rng(0).permutation(m)
 

@@ -33,6 +33,7 @@ def scales(normalization, gram, losses):
 
 @each_gram
 @each_normalization
+@pytest.mark.sample(150)
 def test_mgda_solves_the_normalized_problem(normalization, gram):
     losses = losses_for(gram)
     task_weights = MGDA(normalization)(gram, losses).numpy()

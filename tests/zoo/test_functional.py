@@ -178,6 +178,7 @@ def test_weights_of_parameters_differ_where_tasks_are_apart(build):
     "ignore:No tensor of the shared representation",
     "ignore:What the model was compiled with stays behind",
 )
+@pytest.mark.sample(4)
 def test_marks_survive_copies_and_files(build, tmp_path):
     plain, x, y, loss = build()
     marked = from_model(plain)
