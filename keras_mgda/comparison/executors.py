@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -40,6 +41,9 @@ class InProcess(Executor):
             future.set_result(function(*args, **kwargs))
         except Exception as error:
             future.set_exception(error)
+        # Models are cycles. What is left of one holds iterators over its data,
+        # and the older these are, the longer TensorFlow takes to end them.
+        gc.collect()
         return future
 
 

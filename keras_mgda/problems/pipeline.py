@@ -120,7 +120,11 @@ def dataset(
     named = {name for group in groups for name in group}
     if others := [p for p in problems if p.name not in named]:
         joined = joined.map(_with_nothing_of(others, tokenization.pad))
-    return joined
+    # All of it is in memory, and nothing there to tune. To end an iterator
+    # TensorFlow waits until its tuner wakes up, which takes longer each time.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return joined.with_options(options)
 
 
 def _with_nothing_of(others: Sequence[Problem], pad: int) -> Any:

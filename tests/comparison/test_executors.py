@@ -1,10 +1,12 @@
 import functools
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 
 import keras
@@ -32,6 +34,22 @@ def test_a_training_that_fails_ends_it_and_keeps_the_others(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)no such rate.*goes on from"):
         compare(**given)
     assert len(read_lines(path)) == 2
+
+
+def test_nothing_is_left_of_what_ran_in_this_process():
+    left = []
+
+    def run():
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.itself = model
+        left.append(weakref.ref(model))
+
+    gc.disable()
+    try:
+        InProcess().submit(run).result()
+    finally:
+        gc.enable()
+    assert left[0]() is None
 
 
 @pytest.mark.slow

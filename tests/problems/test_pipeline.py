@@ -50,6 +50,11 @@ def once(expression, some, tokenization=TOKENS, batch_size=8, **options):
     )
 
 
+def test_an_iterator_that_ends_waits_for_no_tuner():
+    batches = problems.dataset("tone", [classes([["a"]], ["+"])], TOKENS, 1)
+    assert batches.options().autotune.enabled is False
+
+
 class TestLabels:
     def test_pieces_after_the_first_do_not_count(self):
         problem = tagging([["ab", "c"], ["d", "", "efg"]], ["NV", "VVN"])
