@@ -178,8 +178,12 @@ def batches(split, tasks, batch_size, seed):
     x, y = split
     y = {task: y[task] for task in tasks}
     examples = tf.data.Dataset.from_tensor_slices((x, y))
-    examples = examples.shuffle(len(x), seed)
-    return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    examples = examples.shuffle(len(x), seed).batch(batch_size).prefetch(2)
+    # Nothing here is to be tuned, and after each epoch TensorFlow would wait
+    # for its tuner, up to as long as the epoch took.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return examples.with_options(options)
 
 
 def train_seeds(method, data, settings, seeds):
