@@ -650,6 +650,7 @@ TABLES = {
     "demo": demo,
     "scaling": scaling,
     "accuracy": accuracy,
+    "all_digits": all_digits,
     "few_labels": few_labels,
     "step_cost": step_cost,
     "first_steps": first_steps,
