@@ -17,7 +17,7 @@ share that is kept, so that predictions see activations of twice the size.
 
 Prints a table. Each run is a line of results/all_digits.jsonl once it is
 finished, and is not repeated: start the script again to go on. A run takes
-eight to twenty minutes of a core.
+ten to twenty minutes of a core.
 
     python -m benchmarks.all_digits [--data-dir DIR] [--seeds 3] [--masks]
 """
